@@ -41,7 +41,9 @@ Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", descrip
 Uid = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="128 random bits in lower-case hexadecimal.")]
 RequestId = Annotated[
     str,
-    Field(pattern=r"^[A-Za-z0-9._-]{8,64}$", description="Made by the client; a retry with the same id never acts twice."),
+    Field(
+        pattern=r"^[A-Za-z0-9._-]{8,64}$", description="Made by the client; a retry with the same id never acts twice."
+    ),
 ]
 Selector = Annotated[
     str,
@@ -59,7 +61,9 @@ def _absolute(path: str) -> str:
 
 
 AbsolutePath = Annotated[
-    str, Field(min_length=2, max_length=1024, description="An absolute path on the backend's host."), AfterValidator(_absolute)
+    str,
+    Field(min_length=2, max_length=1024, description="An absolute path on the backend's host."),
+    AfterValidator(_absolute),
 ]
 
 
@@ -138,7 +142,8 @@ class AsyncLegSpec(Model):
     mode: Literal["async"] = "async"
     target: Name = Field(description="The target's name on this site.")
     rpo: Annotated[Duration, _bounded("1s", "7d")] = Field(
-        default=Duration("15s"), description="The most that may be lost: the age of the newest change not yet at the target."
+        default=Duration("15s"),
+        description="The most that may be lost: the age of the newest change not yet at the target.",
     )
     retention: RetentionSpec = Field(default=RetentionSpec(), description="What is kept beyond the journal's history.")
     compression_level: int = Field(default=3, ge=1, le=19, description="zstd level of what this leg stores.")
@@ -164,7 +169,9 @@ class JournalSpec(Model):
 class GroupSpec(Model):
     """What a protection group shall be. Who is active is not in it: that is `epoch` and `active_site`, which failover moves."""
 
-    members: dict[Name, MemberSpec] = Field(min_length=1, max_length=256, description="What is recovered together, by name.")
+    members: dict[Name, MemberSpec] = Field(
+        min_length=1, max_length=256, description="What is recovered together, by name."
+    )
     replication: dict[Name, LegSpec] = Field(default={}, max_length=16, description="The legs, by name.")
     journal: JournalSpec = Field(default=JournalSpec())
     on_destroy: Literal["retain", "expire", "purge"] = Field(
@@ -177,7 +184,9 @@ class GroupSpec(Model):
         seen: dict[str, str] = {}
         for name, member in self.members.items():
             if member.path in seen:
-                raise ValueError(f"members {seen[member.path]!r} and {name!r} both name {member.path}; a path belongs to one member")
+                raise ValueError(
+                    f"members {seen[member.path]!r} and {name!r} both name {member.path}; a path belongs to one member"
+                )
             seen[member.path] = name
         return self
 
@@ -229,7 +238,9 @@ class CheckpointRequest(Model):
 
     request_id: RequestId
     tag: Tag | None = None
-    app: bool = Field(default=False, description="Quiesce by the members' blueprints first, so that it is application-consistent.")
+    app: bool = Field(
+        default=False, description="Quiesce by the members' blueprints first, so that it is application-consistent."
+    )
 
 
 class DrillRequest(Model):
@@ -237,8 +248,12 @@ class DrillRequest(Model):
 
     request_id: RequestId
     at: Selector = "latest"
-    target: Name | None = Field(default=None, description="The leg's target to recover from; None: the first that has the checkpoint.")
-    rto: Annotated[Duration, _bounded("1s", "30d")] | None = Field(default=None, description="The drill fails if it takes longer.")
+    target: Name | None = Field(
+        default=None, description="The leg's target to recover from; None: the first that has the checkpoint."
+    )
+    rto: Annotated[Duration, _bounded("1s", "30d")] | None = Field(
+        default=None, description="The drill fails if it takes longer."
+    )
 
 
 class RestoreRequest(Model):
@@ -377,7 +392,9 @@ class LegStatus(Model):
     target: str
     data_state: DataState
     rpo_seconds: float
-    lag_seconds: float = Field(description="Age of the oldest change not yet durable at the target; 0 when there is none.")
+    lag_seconds: float = Field(
+        description="Age of the oldest change not yet durable at the target; 0 when there is none."
+    )
     lag_bytes: int
     seeded_fraction: float = Field(ge=0, le=1)
     shipped_lsn: int
@@ -473,7 +490,9 @@ class Operation(Model):
     phase: Phase
     steps: list[OperationStep] = []
     request: dict[str, Any] = {}
-    result: dict[str, Any] = Field(default={}, description="The report: DrillReport, RestoreReport, VerifyReport or Checkpoint.")
+    result: dict[str, Any] = Field(
+        default={}, description="The report: DrillReport, RestoreReport, VerifyReport or Checkpoint."
+    )
     error: str | None = None
     created: datetime
     finished: datetime | None = None

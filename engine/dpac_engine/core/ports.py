@@ -1,0 +1,55 @@
+"""What the core and control ask of the outside world: the ports that io implements and tests replace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from dpac_engine.core.records import KeyChange
+
+
+class Clock(Protocol):
+    """Where time comes from; tests pass a virtual one."""
+
+    def now_ns(self) -> int:
+        """Wall-clock time, nanoseconds since 1970 UTC; may step."""
+
+    def monotonic_ns(self) -> int:
+        """Nanoseconds since some fixed moment, counting suspend (CLOCK_BOOTTIME); never steps."""
+
+
+class Store(Protocol):
+    """A place for immutable objects by key: one target, as a repository sees it.
+
+    Keys are `/`-separated, of `[A-Za-z0-9._-]` parts, at most 512 characters. Implementations pass
+    `tests/contract/test_store.py`. They raise errors of the one tree: NotFound, Conflict, Temporary
+    (worth a retry), Denied, Corruption.
+    """
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Write an object whole; durable when this returns. An object of that key is replaced."""
+
+    def create(self, key: str, data: bytes | memoryview) -> None:
+        """Write an object only if the key is free: atomic and durable when this returns; else Conflict."""
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """The bytes `[offset, offset + length)` of an object (to its end for None). NotFound if it is missing."""
+
+    def size(self, key: str) -> int:
+        """The object's size in bytes. NotFound if it is missing."""
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        """Keys that start with `prefix` and sort after `start_after`, in order."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is no error."""
+
+
+class JournalWriter(Protocol):
+    """The journal as a directory (or any key-value) member sees it."""
+
+    def put(self, entries: Sequence[KeyChange]) -> int:
+        """Append the changes as one contiguous run that no mark divides; returns the LSN after the last of them."""
+
+    async def wait_durable(self, lsn: int) -> None:
+        """Returns once every record before `lsn` is durable in the spool."""
