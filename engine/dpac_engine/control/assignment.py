@@ -31,4 +31,3 @@ class WorkerAssignment(Model):
     spec: GroupSpec
     members: dict[Name, MemberAssignment]
     targets: dict[Name, TargetSpec]
-    repositories: dict[Name, Uid] = {}
