@@ -21,7 +21,8 @@ class Clock(Protocol):
 class Store(Protocol):
     """A place for immutable objects by key: one target, as a repository sees it.
 
-    Keys are `/`-separated, of `[A-Za-z0-9._-]` parts, at most 512 characters. Implementations pass
+    Keys are `/`-separated, of `[A-Za-z0-9._-]` parts, at most 512 characters;
+    no key is a folder of another. Implementations pass
     `tests/contract/test_store.py`. They raise errors of the one tree: NotFound, Conflict, Temporary
     (worth a retry), Denied, Corruption.
     """

@@ -54,6 +54,7 @@ class Flags(IntEnum):
     """Bits of a record's flags."""
 
     RUN_CONTINUES = 1  # the next record belongs to the same indivisible run
+    SEED = 2  # part of the state before its LSN, read from the member and not from the log
 
 
 class Keyspace(IntEnum):

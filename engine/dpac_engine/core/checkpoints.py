@@ -1,0 +1,114 @@
+"""Checkpoints: marks in the journal, and the selectors by which people name them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+import msgspec
+
+from dpac_api.errors import Invalid, Unrecoverable
+
+
+class CutBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How exact one member is: `exact`, `barrier` or `observed`; times in nanoseconds."""
+
+    kind: str
+    as_of_ns: int = 0
+    skew_ns: int = 0
+
+
+class MarkBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The payload of a mark record."""
+
+    sequence: int
+    membership_version: int
+    cuts: dict[str, CutBody] = {}
+    """Member ordinal (as text, JSON has no other keys) -> its cut."""
+    app: bool = False
+    tags: list[str] = []
+
+    def encode(self) -> bytes:
+        """The payload as it lies in the record."""
+        return msgspec.json.encode(self)
+
+
+_decode_body = msgspec.json.Decoder(MarkBody).decode
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """A checkpoint: the mark's place in the shard and what it says."""
+
+    epoch: int
+    lsn: int
+    stamp_ns: int
+    body: MarkBody
+
+    @property
+    def id(self) -> str:
+        """`ck-EPOCH-SEQUENCE`."""
+        return checkpoint_id(self.epoch, self.body.sequence)
+
+    @property
+    def sequence(self) -> int:
+        """Number of the mark in the group, rising by one with each."""
+        return self.body.sequence
+
+
+def decode_mark(epoch: int, lsn: int, stamp_ns: int, payload: bytes | memoryview) -> Mark:
+    """The checkpoint that a mark record makes."""
+    return Mark(epoch, lsn, stamp_ns, _decode_body(payload))
+
+
+def checkpoint_id(epoch: int, sequence: int) -> str:
+    """A checkpoint's id."""
+    return f"ck-{epoch}-{sequence}"
+
+
+def sequence_of(checkpoint: str) -> int:
+    """The sequence in a checkpoint's id; Invalid if it is none."""
+    match = re.fullmatch(r"ck-[0-9]+-([0-9]+)", checkpoint)
+    if match is None:
+        raise Invalid(f"{checkpoint!r} is not a checkpoint id; they look like ck-1-4711 (`dpac checkpoints GROUP`).")
+    return int(match[1])
+
+
+def select(marks_newest_first: Iterable[Mark], selector: str) -> Mark:
+    """The checkpoint that `selector` names among those recoverable; Unrecoverable if there is none.
+
+    `latest-clean` is the newest one not suspect; nothing marks a checkpoint suspect yet, so it equals `latest`.
+    """
+    wanted = _predicate(selector)
+    for mark in marks_newest_first:
+        if wanted(mark):
+            return mark
+    raise Unrecoverable(
+        f"No checkpoint at the target satisfies {selector!r}. See what there is with `dpac checkpoints GROUP`."
+    )
+
+
+def timestamp_ns(text: str) -> int:
+    """Nanoseconds of an RFC 3339 timestamp; without a zone it is UTC. Invalid if it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Invalid(f"{text!r} is not a timestamp; write it like 2026-11-21T09:30:00Z.") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1_000_000) * 1000
+
+
+def _predicate(selector: str) -> Callable[[Mark], bool]:
+    if selector in ("latest", "latest-clean"):
+        return lambda _: True
+    if selector == "latest-app":
+        return lambda mark: mark.body.app
+    kind, _, value = selector.partition(":")
+    if kind == "tag" and value:
+        return lambda mark: value in mark.body.tags
+    if kind == "before" and value:
+        limit = timestamp_ns(value)
+        return lambda mark: mark.stamp_ns < limit
+    sequence = sequence_of(selector)
+    return lambda mark: mark.sequence == sequence and mark.id == selector

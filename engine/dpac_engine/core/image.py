@@ -1,0 +1,191 @@
+"""Images: what a group's members were at a checkpoint, as the fold of the records before it.
+
+An image holds maps, no data; `read` asks the segments for blocks when bytes are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from dpac_api.errors import Corruption, NotFound
+from dpac_engine.core.extents import ZEROES, ExtentMap, Int64Array, fold
+from dpac_engine.core.records import Flags, Keyspace, Kind
+from dpac_engine.core.segment import RowArray
+
+_DATA_KINDS = (Kind.WRITE, Kind.FILL)
+_DEVICE_KINDS = (Kind.WRITE, Kind.FILL, Kind.ZERO, Kind.TRIM)
+
+
+class IndexedSegment(Protocol):
+    """What an image needs of a segment: its rows, its keys, and its block stream."""
+
+    @property
+    def rows(self) -> RowArray:
+        """(n,) of dtype `segment.ROW`."""
+
+    @property
+    def keys(self) -> Sequence[tuple[int, bytes]]:
+        """(key space, key) of each put and delete row, in order."""
+
+    def read(self, position: int, length: int) -> bytes:
+        """Bytes of the block stream; Corruption if they are damaged."""
+
+
+class _Rows(NamedTuple):
+    """Rows of one member from all segments, oldest first. Shapes (n,)."""
+
+    kind: Int64Array
+    lsn: Int64Array
+    offset: Int64Array
+    length: Int64Array
+    source: Int64Array
+    position: Int64Array
+    payload_bytes: Int64Array
+    key_index: Int64Array
+
+
+def member_rows(segments: Sequence[IndexedSegment], ordinal: int, lsn: int) -> _Rows:
+    """The member's rows before `lsn`, oldest first; what came before its last reset is left out.
+
+    A seed row at an LSN is older than the log's record there: it is part of the state before it.
+    """
+    columns: list[list[Int64Array]] = [[] for _ in range(9)]
+    for source, segment in enumerate(segments):
+        rows = segment.rows
+        seed = (rows["flags"] & Flags.SEED) != 0
+        mine = (rows["member"] == ordinal) & ((rows["lsn"] < lsn) | (seed & (rows["lsn"] == lsn)))
+        if not mine.any():
+            continue
+        keyed = np.isin(rows["kind"], (Kind.PUT, Kind.DELETE))
+        key_index = np.where(keyed, np.cumsum(keyed) - 1, -1)
+        picked = rows[mine]
+        values = (
+            picked["kind"],
+            picked["lsn"],
+            picked["offset"],
+            picked["length"],
+            np.full(len(picked), source),
+            picked["position"],
+            picked["payload_bytes"],
+            key_index[mine],
+            ~seed[mine],
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value.astype(np.int64))
+    if not columns[0]:
+        empty = np.empty(0, np.int64)
+        return _Rows(*([empty] * 8))
+    *fields, order_column = (np.concatenate(column) for column in columns)
+    rows_all = _Rows(*fields)
+    by_age = np.lexsort((order_column, rows_all.lsn))
+    rows_all = _Rows(*(field[by_age] for field in rows_all))
+    resets = np.flatnonzero(rows_all.kind == Kind.RESET)
+    begin = int(resets[-1]) + 1 if len(resets) else 0
+    return _Rows(*(field[begin:] for field in rows_all))
+
+
+class VolumeImage:
+    """A device at a checkpoint. `size_bytes` is its size then."""
+
+    def __init__(self, segments: Sequence[IndexedSegment], ordinal: int, lsn: int) -> None:
+        self._segments = segments
+        rows = member_rows(segments, ordinal, lsn)
+        sizes = rows.length[rows.kind == Kind.RESIZE]
+        if not len(sizes):
+            raise NotFound(f"Member {ordinal} has no recorded size before LSN {lsn}: it was not yet protected then.")
+        self.size_bytes = int(sizes[-1])
+        device = np.isin(rows.kind, _DEVICE_KINDS)
+        data = np.isin(rows.kind[device], _DATA_KINDS)
+        starts = rows.offset[device]
+        self.map: ExtentMap = fold(
+            starts,
+            starts + rows.length[device],
+            np.where(data, rows.source[device], ZEROES),
+            rows.position[device],
+            self.size_bytes,
+        )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes `[offset, offset + length)`; Corruption if what is stored is damaged."""
+        out = bytearray(length)
+        for piece in self.map.lookup(offset, length):
+            if piece.source != ZEROES:
+                begin = piece.offset - offset
+                out[begin : begin + piece.length] = self._segments[piece.source].read(piece.position, piece.length)
+        return bytes(out)
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what is stored, in order; the rest reads as zeroes."""
+        for piece in self.map.pieces():
+            if piece.source != ZEROES:
+                yield piece.offset, piece.length
+
+
+class _Value(NamedTuple):
+    source: int
+    position: int
+    length: int
+
+
+class TreeImage:
+    """A key-value member at a checkpoint."""
+
+    def __init__(self, segments: Sequence[IndexedSegment], ordinal: int, lsn: int) -> None:
+        self._segments = segments
+        rows = member_rows(segments, ordinal, lsn)
+        self.values: dict[tuple[int, bytes], _Value] = {}
+        for kind, source, position, length, key_index in zip(
+            rows.kind.tolist(),
+            rows.source.tolist(),
+            rows.position.tolist(),
+            rows.payload_bytes.tolist(),
+            rows.key_index.tolist(),
+            strict=True,
+        ):
+            if kind == Kind.PUT:
+                self.values[segments[source].keys[key_index]] = _Value(source, position, length)
+            elif kind == Kind.DELETE:
+                self.values.pop(segments[source].keys[key_index], None)
+
+    def _read(self, value: _Value) -> bytes:
+        return self._segments[value.source].read(value.position, value.length)
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """(path, encoded entry) of every file, sorted by path."""
+        for (keyspace, key), value in sorted(self.values.items()):
+            if keyspace == Keyspace.ENTRY:
+                yield key, self._read(value)
+
+    def read_chunk(self, digest: bytes) -> bytes:
+        """The content with that BLAKE3; Corruption if it is not stored."""
+        value = self.values.get((Keyspace.CHUNK, digest))
+        if value is None:
+            raise Corruption(f"Chunk {digest.hex()} is referenced at this checkpoint but not stored.")
+        return self._read(value)
+
+
+class Image:
+    """A group at a checkpoint: its members by ordinal."""
+
+    def __init__(self, segments: Callable[[], Sequence[IndexedSegment]], lsn: int) -> None:
+        self._load = segments
+        self._loaded: Sequence[IndexedSegment] | None = None
+        self.lsn = lsn
+
+    @property
+    def segments(self) -> Sequence[IndexedSegment]:
+        """The segments the image is made of, opened at the first use."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def volume(self, ordinal: int) -> VolumeImage:
+        """The volume with that ordinal; NotFound if it was not protected yet."""
+        return VolumeImage(self.segments, ordinal, self.lsn)
+
+    def tree(self, ordinal: int) -> TreeImage:
+        """The key-value member with that ordinal."""
+        return TreeImage(self.segments, ordinal, self.lsn)

@@ -1,0 +1,148 @@
+"""The filesystem store: objects as files below a folder, durable when a call returns."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temporary
+
+_KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_SCRATCH = ".tmp"
+"""Unfinished objects lie here, outside every listing."""
+
+
+class FilesystemStore:
+    """Objects below `root`: written aside, synced, then linked to their name, so that none is ever seen half."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """See `core.ports.Store.put`."""
+        path = self._path(key)
+        with _mapped(f"write {key}", self.root), self._written_aside(path, data) as aside:
+            os.replace(aside, path)
+            _sync_folder(path.parent)
+
+    def create(self, key: str, data: bytes | memoryview) -> None:
+        """See `core.ports.Store.create`: `link` fails where the name is taken, atomically, on NFS too."""
+        path = self._path(key)
+        with _mapped(f"write {key}", self.root), self._written_aside(path, data) as aside:
+            try:
+                os.link(aside, path)
+            except FileExistsError:
+                raise Conflict(f"Object {key} exists already in {self.root}.") from None
+            _sync_folder(path.parent)
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """See `core.ports.Store.get`."""
+        with _mapped(f"read {key}", self.root), self._path(key).open("rb", buffering=0) as file:
+            wanted = os.fstat(file.fileno()).st_size - offset if length is None else length
+            parts: list[bytes] = []
+            while wanted > 0:
+                part = os.pread(file.fileno(), wanted, offset)
+                if not part:
+                    break
+                parts.append(part)
+                wanted -= len(part)
+                offset += len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def size(self, key: str) -> int:
+        """See `core.ports.Store.size`."""
+        with _mapped(f"read {key}", self.root):
+            return self._path(key).stat().st_size
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        """See `core.ports.Store.list`."""
+        with _mapped(f"list {prefix}", self.root):
+            if not self.root.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "No such directory", str(self.root))
+            folder, _, _ = prefix.rpartition("/")
+            found = sorted(_files_below(self.root / folder, f"{folder}/" if folder else ""))
+        return iter([key for key in found if key.startswith(prefix) and key > start_after])
+
+    def delete(self, key: str) -> None:
+        """See `core.ports.Store.delete`."""
+        path = self._path(key)
+        with _mapped(f"delete {key}", self.root), contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            _sync_folder(path.parent)
+
+    def _path(self, key: str) -> Path:
+        if len(key) > 512 or not _KEY.fullmatch(key) or ".." in key.split("/") or key.startswith(_SCRATCH):
+            raise Invalid(f"{key!r} is not an object key: parts of letters, digits, '.', '_' and '-', joined by '/'.")
+        return self.root / key
+
+    @contextlib.contextmanager
+    def _written_aside(self, path: Path, data: bytes | memoryview) -> Iterator[Path]:
+        scratch = self.root / _SCRATCH
+        scratch.mkdir(parents=True, exist_ok=True)
+        _make_folders(self.root, path.parent)
+        aside = scratch / secrets.token_hex(16)
+        try:
+            with aside.open("xb", buffering=0) as file:
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            yield aside
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                aside.unlink()
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    # Each new folder's name is synced in its parent: an object must not vanish with its folder.
+    missing = []
+    while not folder.is_dir() and folder != root:
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        _sync_folder(new.parent)
+
+
+def _files_below(folder: Path, prefix: str) -> Iterator[str]:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if prefix or entry.name != _SCRATCH:
+                yield from _files_below(Path(entry.path), f"{prefix}{entry.name}/")
+        else:
+            yield f"{prefix}{entry.name}"
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _mapped(what: str, root: Path) -> Iterator[None]:
+    """Errors of the operating system as errors of the tree."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not root.is_dir():
+            raise Temporary(f"Cannot {what}: the folder {root} is missing. Mount or create it.") from error
+        raise NotFound(f"Cannot {what}: it is not in {root}.") from error
+    except PermissionError as error:
+        raise Denied(f"Cannot {what} in {root}: {error.strerror}. Give the backend's user access to it.") from error
+    except DpacError:
+        raise
+    except OSError as error:
+        hint = "Free space on it." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the disk or mount."
+        raise Temporary(f"Cannot {what} in {root}: {error.strerror}. {hint}") from error
