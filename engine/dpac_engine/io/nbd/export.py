@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -9,8 +10,19 @@ from typing import NamedTuple, Protocol
 SECTOR_BYTES = 512
 
 
+class Stopped(OSError):
+    """The export is detached: it takes and gives nothing any more. Clients see ESHUTDOWN."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ESHUTDOWN, "the export is detached")
+
+
 class ChangeKind(IntEnum):
-    """The changes an export takes."""
+    """The changes an export takes. Numbers are those of the journal's records.
+
+    Both ZERO and TRIM must read as zeroes afterwards: a client's WRITE_ZEROES arrives as TRIM where the client
+    lets the server make a hole, and as ZERO where it asked for the space to stay provisioned (NO_HOLE).
+    """
 
     WRITE = 1
     ZERO = 2
@@ -45,7 +57,8 @@ class Export(Protocol):
 
     def submit(self, changes: Sequence[Change]) -> None:
         """Take the changes in order. When this returns they lie in memory that outlives this process: the
-        server may acknowledge them. Raises OSError (the client gets its errno) or `Stopped` for a detached export."""
+        server may acknowledge them. Raises OSError (the client gets its errno): then none of the changes is
+        promised. `Stopped` if the export is detached."""
 
     def flush(self, done: Callable[[OSError | None], None]) -> None:
         """Call `done` on the event loop once everything submitted so far, by any connection, is durable."""
