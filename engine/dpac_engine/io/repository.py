@@ -1,0 +1,463 @@
+"""One group's repository at one target: read by recovery, written by one shipper (docs/journal-format.md)."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import blake3
+import msgspec
+
+from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unrecoverable, Unsupported
+from dpac_engine.core import checkpoints, manifest
+from dpac_engine.core.checkpoints import Mark
+from dpac_engine.core.image import Image
+from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
+from dpac_engine.core.ports import Clock, Store
+from dpac_engine.core.segment import (
+    BLOCK_BYTES,
+    SUPPORTED_FEATURES,
+    Domain,
+    RowArray,
+    Seal,
+    SegmentHeader,
+    SegmentKind,
+    SegmentReader,
+    SegmentWriter,
+)
+
+DataKeys = Callable[[str], bytes]
+"""key id -> 32 bytes; NotFound if this site has no such key."""
+
+CACHE_BYTES = 64 * 2**20
+READ_BLOCKS_MAX = 64
+"""Blocks fetched by one read: 4 MiB of plain data."""
+
+
+class RepositoryInfo(msgspec.Struct, frozen=True):
+    """`repository.json`: what lies here."""
+
+    format: int
+    features: int
+    repository_uid: str
+    group_uid: str
+
+
+class SpecObject(msgspec.Struct, frozen=True):
+    """`spec/<number>`: the group as it was declared, so that the repository explains itself."""
+
+    name: str
+    site_uid: str
+    generation: int
+    spec: dict[str, object]
+
+
+class BlockCache:
+    """Decrypted blocks of all segments, least recently used out first; safe for threads."""
+
+    def __init__(self, bytes_max: int = CACHE_BYTES) -> None:
+        self._bytes_max = bytes_max
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, segment: str, number: int) -> bytes | None:
+        """The block, or None if it is not cached."""
+        with self._lock:
+            block = self._blocks.get((segment, number))
+            if block is not None:
+                self._blocks.move_to_end((segment, number))
+            return block
+
+    def keep(self, segment: str, number: int, block: bytes) -> None:
+        """Remember a block."""
+        with self._lock:
+            if (segment, number) in self._blocks:
+                return
+            self._blocks[segment, number] = block
+            self._bytes += len(block)
+            while self._bytes > self._bytes_max:
+                self._bytes -= len(self._blocks.popitem(last=False)[1])
+
+
+class StoredSegment:
+    """A segment at a target, opened at its first use (an `image.IndexedSegment`)."""
+
+    def __init__(self, store: Store, ref: SegmentRef, data_keys: DataKeys, cache: BlockCache) -> None:
+        self.ref = ref
+        self._store = store
+        self._data_keys = data_keys
+        self._cache = cache
+        self._opened: SegmentReader | None = None
+
+    @property
+    def reader(self) -> SegmentReader:
+        """The open segment; its key is the one its header names."""
+        if self._opened is None:
+            name = self.ref.name
+            try:
+                key = self._data_keys(self._store.get(name, 96, 16).hex())
+                self._opened = SegmentReader(lambda at, length: self._store.get(name, at, length), self.ref.bytes, key)
+            except NotFound as error:
+                raise Corruption(
+                    f"Segment {name} is named by a manifest but cannot be opened: {error.message}"
+                ) from error
+        return self._opened
+
+    @property
+    def rows(self) -> RowArray:
+        """See `image.IndexedSegment`."""
+        return self.reader.rows
+
+    @property
+    def keys(self) -> Sequence[tuple[int, bytes]]:
+        """See `image.IndexedSegment`."""
+        return self.reader.keys
+
+    def read(self, position: int, length: int) -> bytes:
+        """See `image.IndexedSegment`."""
+        first, last = position // BLOCK_BYTES, (position + length - 1) // BLOCK_BYTES
+        if first == last:
+            at = position - first * BLOCK_BYTES
+            return self._block(first)[at : at + length]
+        parts = [self._block(number, last) for number in range(first, last + 1)]
+        begin = position - first * BLOCK_BYTES
+        return b"".join(parts)[begin : begin + length]
+
+    def _block(self, number: int, last: int | None = None) -> bytes:
+        block = self._cache.get(self.ref.name, number)
+        if block is None:
+            count = 1 if last is None else min(last - number + 1, READ_BLOCKS_MAX)
+            for at, plain in enumerate(self.reader.blocks(number, count)):
+                self._cache.keep(self.ref.name, number + at, plain)
+                block = plain if at == 0 else block
+            assert block is not None
+        return block
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An object that is not what was written, and the checkpoints that need it."""
+
+    object: str
+    problem: str
+    first_checkpoint: str
+    last_checkpoint: str
+
+
+class RepositoryReader:
+    """What a target holds of a group. `refresh` before use; safe for one thread at a time."""
+
+    def __init__(self, store: Store, group_uid: str, data_keys: DataKeys, cache: BlockCache | None = None) -> None:
+        self.store = store
+        self.group_uid = group_uid
+        self._data_keys = data_keys
+        self._cache = cache or BlockCache()
+        self._segments: dict[str, StoredSegment] = {}
+        self.state: RepositoryState | None = None
+
+    def refresh(self) -> None:
+        """Read the manifests that came since the last time. NotFound if there is no repository; Corruption if it is damaged."""
+        info = read_info(self.store)
+        if info.group_uid != self.group_uid:
+            raise Conflict(f"The repository belongs to group {info.group_uid}, not to {self.group_uid}.")
+        after = manifest.manifest_key(self.state.last.seq) if self.state else ""
+        keys = list(self.store.list("m/", start_after=after))
+        if self.state is None:
+            complete = [at for at, key in enumerate(keys) if int(key[2:]) % manifest.COMPLETE_EVERY == 0]
+            keys = keys[complete[-1] :] if complete else keys
+        self.state = manifest.fold((self._manifest(key) for key in keys), self.state)
+
+    def _manifest(self, key: str) -> Manifest:
+        data = self.store.get(key)
+        return manifest.decode_manifest(data, self._data_keys(manifest.manifest_key_id(data)), self.group_uid)
+
+    def spec(self) -> SpecObject:
+        """The newest spec object: the group as it was declared."""
+        state = self._state()
+        return open_spec(self.store, state.last, self._data_keys(state.last.key_id))
+
+    def _state(self) -> RepositoryState:
+        if self.state is None:
+            raise Unrecoverable(
+                "The target holds nothing of this group yet. Wait for its first segment (`dpac status`)."
+            )
+        return self.state
+
+    def available_from_lsn(self) -> int | None:
+        """Checkpoints at this LSN and after it are recoverable; None: none is yet."""
+        return self.state.recoverable_from_lsn if self.state else None
+
+    def refs(self) -> list[SegmentRef]:
+        """Live segments in LSN order."""
+        segments = self.state.segments.values() if self.state else ()
+        return sorted(segments, key=lambda ref: (ref.lsn_from, ref.lsn_to, ref.name))
+
+    def ranges(self) -> list[SegmentRef]:
+        """Segments with recoverable checkpoints, oldest first; their `marks` say which."""
+        start = self.available_from_lsn()
+        return [] if start is None else [ref for ref in self.refs() if ref.marks and ref.lsn_to >= start]
+
+    def marks(
+        self,
+        limit: int | None = None,
+        before_sequence: int | None = None,
+        wanted: Callable[[SegmentRef], bool] = lambda _: True,
+    ) -> Iterator[Mark]:
+        """Recoverable checkpoints, newest first; `wanted` tells which segments are worth opening."""
+        start, count = self.available_from_lsn() or 0, 0
+        for ref in reversed(self.ranges()):
+            if ref.marks is None or not wanted(ref):
+                continue
+            if before_sequence is not None and ref.marks.first_sequence >= before_sequence:
+                continue
+            for mark in reversed(self.segment(ref).reader.marks()):
+                if mark.lsn < start or (before_sequence is not None and mark.sequence >= before_sequence):
+                    continue
+                yield mark
+                count += 1
+                if limit is not None and count >= limit:
+                    return
+
+    def resolve(self, selector: str) -> Mark:
+        """The checkpoint that a selector names; Unrecoverable if none here does, Invalid if it is no selector."""
+        return checkpoints.select(self.marks(wanted=_worth_opening(selector)), selector)
+
+    def segment(self, ref: SegmentRef) -> StoredSegment:
+        """The segment, with a shared cache."""
+        if ref.name not in self._segments:
+            self._segments[ref.name] = StoredSegment(self.store, ref, self._data_keys, self._cache)
+        return self._segments[ref.name]
+
+    def image(self, mark: Mark) -> Image:
+        """The group at a checkpoint."""
+        refs = [ref for ref in self.refs() if ref.lsn_from <= mark.lsn]
+        return Image(lambda: [self.segment(ref) for ref in refs], mark.lsn)
+
+    def members_at(self, mark: Mark) -> dict[int, MemberState]:
+        """The members that the checkpoint holds here: those seeded by then and in it."""
+        return {
+            ordinal: member
+            for ordinal, member in self._state().members.items()
+            if member.ready_lsn is not None and member.ready_lsn <= mark.lsn and str(ordinal) in mark.body.cuts
+        }
+
+    def verify(self, progress: Callable[[int], None]) -> Iterator[Finding]:
+        """Read every live object and authenticate every byte; `progress` is told bytes read."""
+        for ref in self.refs():
+            try:
+                data = self.store.get(ref.name)
+                if blake3.blake3(data).hexdigest() != ref.blake3:
+                    raise Corruption("its bytes are not those that the manifest names (BLAKE3)")
+                reader = SegmentReader(
+                    lambda at, length, data=data: data[at : at + length],  # type: ignore[misc]
+                    len(data),
+                    self._data_keys(data[96:112].hex()),
+                )
+                for first in range(0, reader.block_count, READ_BLOCKS_MAX):
+                    reader.blocks(first, min(READ_BLOCKS_MAX, reader.block_count - first))
+            except (Corruption, NotFound, Unsupported) as error:
+                yield self._finding(ref, error)
+            progress(ref.bytes)
+
+    def _finding(self, ref: SegmentRef, error: DpacError) -> Finding:
+        # Everything recovered at or after the segment's first record reads through it.
+        later = [other.marks for other in self.ranges() if other.marks and other.lsn_to >= ref.lsn_from]
+        epoch = self._state().last.epoch
+        first = checkpoints.checkpoint_id(epoch, later[0].first_sequence) if later else "none"
+        last = checkpoints.checkpoint_id(epoch, later[-1].last_sequence) if later else "none"
+        return Finding(ref.name, error.message, first, last)
+
+
+def _worth_opening(selector: str) -> Callable[[SegmentRef], bool]:
+    """Which segments may hold the selected checkpoint, by their ranges alone."""
+    if selector == "latest-app":
+        return lambda ref: ref.marks is not None and ref.marks.app_count > 0
+    kind, _, value = selector.partition(":")
+    if kind == "tag":
+        return lambda ref: ref.marks is not None and any(tag == value for tag, _ in ref.marks.tags)
+    if kind == "before":
+        limit = checkpoints.timestamp_ns(value)
+        return lambda ref: ref.marks is not None and ref.marks.first_stamp < limit
+    if selector.startswith("ck-"):
+        sequence = checkpoints.sequence_of(selector)
+        return lambda ref: ref.marks is not None and ref.marks.first_sequence <= sequence <= ref.marks.last_sequence
+    return lambda _: True
+
+
+def read_info(store: Store) -> RepositoryInfo:
+    """`repository.json`; NotFound if there is no repository, Unsupported if it is too new."""
+    try:
+        info = msgspec.json.decode(store.get("repository.json"), type=RepositoryInfo)
+    except msgspec.MsgspecError as error:
+        raise Corruption(f"repository.json cannot be read: {error}.") from None
+    if info.format != manifest.FORMAT_VERSION or info.features & ~SUPPORTED_FEATURES:
+        raise Unsupported(f"The repository has format {info.format}; this build reads {manifest.FORMAT_VERSION}.")
+    return info
+
+
+def _spec_key(number: int) -> str:
+    return f"spec/{number:010d}"
+
+
+def open_spec(store: Store, last: Manifest, data_key: bytes) -> SpecObject:
+    """The spec object that a manifest names."""
+    data = store.get(_spec_key(last.spec))
+    associated = f"{last.group} spec {last.spec}".encode()
+    return msgspec.json.decode(Seal(data_key, data[:32], associated).open(Domain.BLOCK, 0, data[32:]), type=SpecObject)
+
+
+class RepositoryWriter:
+    """The one writer of a repository. Not for threads; each call blocks until the target has it."""
+
+    def __init__(
+        self, store: Store, group_uid: str, key_id: str, wrapped_key: bytes, data_keys: DataKeys, clock: Clock
+    ) -> None:
+        self._store = store
+        self._group_uid = group_uid
+        self._key_id = key_id
+        self._wrapped_key = wrapped_key
+        self._data_key = data_keys(key_id)
+        self._clock = clock
+        self._writer = secrets.token_hex(16)
+        self.reader = RepositoryReader(store, group_uid, data_keys)
+        self._repository_uid = ""
+
+    def open(self) -> RepositoryState | None:
+        """Make the repository if there is none; its state, None if nothing was ever committed."""
+        info = RepositoryInfo(manifest.FORMAT_VERSION, int(SUPPORTED_FEATURES), secrets.token_hex(16), self._group_uid)
+        try:
+            self._store.create("repository.json", msgspec.json.encode(info))
+        except Conflict:
+            info = read_info(self._store)
+        self._repository_uid = info.repository_uid
+        self._store.put(f"keys/{self._key_id}", self._wrapped_key)
+        self.reader.refresh()
+        return self.reader.state
+
+    @property
+    def state(self) -> RepositoryState | None:
+        """What was committed."""
+        return self.reader.state
+
+    def put_spec(self, number: int, spec: SpecObject) -> None:
+        """Store a spec object; a manifest names it later."""
+        unique = secrets.token_bytes(32)
+        associated = f"{self._group_uid} spec {number}".encode()
+        sealed = Seal(self._data_key, unique, associated).close(Domain.BLOCK, 0, msgspec.json.encode(spec))
+        self._store.put(_spec_key(number), unique + sealed)
+
+    def put_segment(
+        self,
+        rows: SegmentWriter,
+        marks: Sequence[Mark],
+        *,
+        kind: SegmentKind,
+        shard_uid: str,
+        epoch: int,
+        lsn_from: int,
+        lsn_to: int,
+        stamps: tuple[int, int],
+        membership_version: int,
+        compression_level: int,
+        level: int = 0,
+    ) -> SegmentRef:
+        """Seal and store a segment; it counts once a manifest names it."""
+        header = SegmentHeader(
+            group_uid=bytes.fromhex(self._group_uid),
+            shard_uid=bytes.fromhex(shard_uid),
+            segment_id=secrets.token_bytes(32),
+            key_id=bytes.fromhex(self._key_id),
+            repository_uid=bytes.fromhex(self._repository_uid),
+            epoch=epoch,
+            lsn_from=lsn_from,
+            lsn_to=lsn_to,
+            stamp_from=stamps[0],
+            stamp_to=stamps[1],
+            membership_version=membership_version,
+            kind=kind,
+            level=level,
+        )
+        data = rows.seal(header, self._data_key, compression_level)
+        self._store.put(header.name, data)
+        return SegmentRef(
+            name=header.name,
+            kind=kind,
+            epoch=epoch,
+            lsn_from=lsn_from,
+            lsn_to=lsn_to,
+            stamp_from=stamps[0],
+            stamp_to=stamps[1],
+            bytes=len(data),
+            blake3=blake3.blake3(data).hexdigest(),
+            level=level,
+            marks=mark_range(marks),
+        )
+
+    def commit(
+        self,
+        *,
+        epoch: int,
+        epochs: Sequence[tuple[int, int]],
+        cursor: dict[str, int],
+        members: dict[int, MemberState],
+        membership_version: int,
+        spec: int,
+        add: Iterable[SegmentRef] = (),
+        drop: Iterable[str] = (),
+    ) -> RepositoryState:
+        """Create the next manifest: the sole commit. Conflict if another primary has written since."""
+        last = self.reader.state
+        new = Manifest(
+            format=manifest.FORMAT_VERSION,
+            seq=last.last.seq + 1 if last else 1,
+            repository=self._repository_uid,
+            group=self._group_uid,
+            writer=self._writer,
+            epoch=epoch,
+            created=self._clock.now_ns(),
+            key_id=self._key_id,
+            spec=spec,
+            membership_version=membership_version,
+            epochs=list(epochs),
+            cursor=cursor,
+            members={str(ordinal): member for ordinal, member in members.items()},
+            add=list(add),
+            drop=list(drop),
+        )
+        if last and new.seq % manifest.COMPLETE_EVERY == 0:
+            new = last.complete_manifest(new)
+        try:
+            self._store.create(f"{new.key}", manifest.encode_manifest(new, self._data_key))
+        except Conflict:
+            self._settle(new)
+        self.reader.state = manifest.step(last, new)
+        return self.reader.state
+
+    def _settle(self, new: Manifest) -> None:
+        # The number is taken. Ours, if a try that seemed to fail had succeeded; else another primary writes.
+        taken = self.reader._manifest(new.key)
+        same = taken.writer == new.writer and [ref.name for ref in taken.add] == [ref.name for ref in new.add]
+        if not same:
+            raise Conflict(
+                f"Manifest {new.seq} was written by another primary (epoch {taken.epoch}, ours {new.epoch}). "
+                "This site stops shipping to the target: fail over explicitly, or remove the other writer."
+            )
+
+
+def mark_range(marks: Sequence[Mark]) -> manifest.MarkRange | None:
+    """The range that a manifest says of a segment's checkpoints."""
+    if not marks:
+        return None
+    return manifest.MarkRange(
+        first_sequence=marks[0].sequence,
+        last_sequence=marks[-1].sequence,
+        first_stamp=marks[0].stamp_ns,
+        last_stamp=marks[-1].stamp_ns,
+        count=len(marks),
+        app_count=sum(mark.body.app for mark in marks),
+        tags=[(tag, mark.sequence) for mark in marks for tag in mark.body.tags],
+    )

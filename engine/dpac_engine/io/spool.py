@@ -1,0 +1,339 @@
+"""The spool: the tail of a shard, in preallocated files that are recycled (docs/journal-format.md).
+
+What is durable when: `append` returns once the records lie in the page cache, which outlives this process but not the
+host; `durable_lsn` says how far `fdatasync` has come; `when_durable` calls back once it has passed an LSN.
+
+`append` and every callback belong to one event loop's thread; a commit thread runs `fdatasync`, so that the loop never
+waits for a disk.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dpac_api.errors import Corruption
+from dpac_engine.core import records
+from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind
+
+FILE_BYTES = 32 * 2**20
+IOV_MAX = 1024
+SPARE_FILES = 2
+"""Recycled files kept ready, so that the append path never allocates."""
+_PADDING = bytes(ALIGNMENT_BYTES)
+
+Call = Callable[[Callable[[], None]], None]
+"""Runs a callable on the event loop's thread (`loop.call_soon_threadsafe`)."""
+
+
+class Entry(NamedTuple):
+    """A record to append; fields as in docs/journal-format.md."""
+
+    kind: int
+    flags: int
+    member: int
+    offset: int
+    length: int
+    payload: bytes | memoryview
+
+
+class Identity(NamedTuple):
+    """Whose records these are."""
+
+    shard_tag: int
+    epoch: int
+    incarnation: int
+
+
+class _File:
+    """One spool file, mapped for reading."""
+
+    def __init__(self, path: Path, index: int) -> None:
+        self.index = index
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR)
+        self._map = mmap.mmap(self.fd, FILE_BYTES, prot=mmap.PROT_READ)
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        # Views handed out may still be in use: the map goes with the last of them.
+        os.close(self.fd)
+
+
+class Spool:
+    """One shard's tail. LSNs are positions in the shard's stream."""
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        head_lsn: int,
+        released_lsn: int,
+        call: Call,
+        stamp: Callable[[], int],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._call = call
+        self._stamp = stamp
+        self._failed = failed
+        self.head_lsn = head_lsn
+        self.durable_lsn = head_lsn
+        self.released_lsn = released_lsn
+        self._files: dict[int, _File] = {}
+        self._waiters: list[tuple[int, int, Callable[[OSError | None], None]]] = []
+        self._ticket = itertools.count()
+        self._wanted_lsn = head_lsn
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._error: OSError | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.spool"):
+            index = int(path.stem, 16)
+            if index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES:
+                self._files[index] = _File(path, index)
+        self._spares = sorted(folder.glob("*.spare"))
+        self._sync_all()
+        self._file = self._open(head_lsn // FILE_BYTES)
+        self._thread = threading.Thread(target=self._commit, name=f"commit-{folder.parent.name[:8]}", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------ append
+
+    def append(self, entries: Sequence[Entry]) -> list[int]:
+        """Append records in order; returns the LSN of each. They are in the page cache when this returns.
+
+        Raises the OSError of a disk that is full or broken; then none of them counts.
+        """
+        lsns: list[int] = []
+        iov: list[bytes | memoryview] = []
+        lsn = start = self.head_lsn
+        shard_tag, epoch, incarnation = self._identity
+        stamp = self._stamp()
+        room_end = (lsn // FILE_BYTES + 1) * FILE_BYTES
+        for kind, flags, member, offset, length, payload in entries:
+            stored = (HEADER_BYTES + len(payload) + 63) & -64
+            if lsn + stored > room_end:
+                self._write(iov, start)
+                start = lsn = self._turn(lsn, room_end, stamp)
+                iov = []
+                room_end = lsn + FILE_BYTES
+            iov.append(
+                records.encode_header(
+                    kind, flags, incarnation, member, lsn, offset, length, stamp, shard_tag, epoch, payload
+                )
+            )
+            if len(payload):
+                iov.append(payload)
+                padding = -len(payload) & 63
+                if padding:
+                    iov.append(_PADDING[:padding])
+            lsns.append(lsn)
+            lsn += stored
+        self._write(iov, start)
+        self.head_lsn = lsn
+        return lsns
+
+    def _write(self, iov: list[bytes | memoryview], lsn: int) -> None:
+        at = lsn % FILE_BYTES
+        for begin in range(0, len(iov), IOV_MAX):
+            batch = iov[begin : begin + IOV_MAX]
+            wanted = sum(map(len, batch))
+            written = os.pwritev(self._file.fd, batch, at)
+            if written != wanted:
+                rest = memoryview(b"".join(batch))[written:]
+                while rest:
+                    rest = rest[os.pwrite(self._file.fd, rest, at + wanted - len(rest)) :]
+            at += wanted
+
+    def _turn(self, lsn: int, room_end: int, stamp: int) -> int:
+        """Fill the file's end with a pad record and go on in the next file."""
+        if lsn < room_end:
+            shard_tag, epoch, incarnation = self._identity
+            pad = records.encode_header(
+                Kind.PAD, 0, incarnation, 0, lsn, 0, room_end - lsn, stamp, shard_tag, epoch, b""
+            )
+            os.pwrite(self._file.fd, pad, lsn % FILE_BYTES)
+        self._file = self._open(room_end // FILE_BYTES)
+        self.head_lsn = room_end
+        return room_end
+
+    def _open(self, index: int) -> _File:
+        if index not in self._files:
+            path = self._folder / f"{index:016x}.spool"
+            if self._spares:
+                os.replace(self._spares.pop(), path)
+            else:
+                _allocate(path)
+            self._files[index] = _File(path, index)
+        return self._files[index]
+
+    # ------------------------------------------------------------------ durability
+
+    def when_durable(self, lsn: int, done: Callable[[OSError | None], None]) -> None:
+        """Call `done(None)` on the loop once every record before `lsn` is durable, or with the error that prevents it."""
+        if self._error is not None or lsn <= self.durable_lsn:
+            done(self._error)
+            return
+        heapq.heappush(self._waiters, (lsn, next(self._ticket), done))
+        with self._wake:
+            self._wanted_lsn = max(self._wanted_lsn, lsn)
+            self._wake.notify()
+
+    def _commit(self) -> None:
+        durable = self.durable_lsn
+        while True:
+            with self._wake:
+                while self._wanted_lsn <= durable and not self._stopping:
+                    self._wake.wait()
+                if self._stopping and self._wanted_lsn <= durable:
+                    return
+            head = self.head_lsn
+            try:
+                for index in range(durable // FILE_BYTES, (head - 1) // FILE_BYTES + 1):
+                    os.fdatasync(self._files[index].fd)
+            except OSError as error:
+                # fsync is never tried again: the kernel may have dropped what it could not write.
+                failure = error
+                self._call(lambda: self._settle(0, failure))
+                return
+            durable = head
+            self._call(lambda lsn=head: self._settle(lsn, None))  # type: ignore[misc]
+            self._make_spare()
+
+    def _settle(self, durable: int, error: OSError | None) -> None:
+        if error is not None:
+            self._error = error
+            waiting, self._waiters = self._waiters, []
+            for _, _, done in waiting:
+                done(error)
+            self._failed(error)
+            return
+        self.durable_lsn = max(self.durable_lsn, durable)
+        while self._waiters and self._waiters[0][0] <= self.durable_lsn:
+            heapq.heappop(self._waiters)[2](None)
+
+    def _make_spare(self) -> None:
+        # In the commit thread, ahead of need: when the current file is half full and no spare is at hand.
+        if not self._spares and self.head_lsn % FILE_BYTES > FILE_BYTES // 2:
+            path = self._folder / f"{self.head_lsn:016x}.spare"
+            try:
+                _allocate(path)
+            except OSError:
+                path.unlink(missing_ok=True)  # the append path will meet the full disk and say so
+                return
+            self._spares.append(path)
+
+    def _sync_all(self) -> None:
+        # What an earlier life left in the page cache counts as durable only now.
+        for file in self._files.values():
+            os.fdatasync(file.fd)
+
+    # ------------------------------------------------------------------ reading
+
+    def view(self, lsn: int, length: int) -> memoryview:
+        """`length` bytes of the stream at `lsn`; they must not be released yet nor span files."""
+        at = lsn % FILE_BYTES
+        return self._files[lsn // FILE_BYTES].view[at : at + length]
+
+    def read(self, from_lsn: int, to_lsn: int) -> Iterator[tuple[Header, memoryview]]:
+        """Records of `[from_lsn, to_lsn)` with their payloads, checked, in order; padding left out."""
+        lsn = from_lsn
+        while lsn < to_lsn:
+            view, at = self._files[lsn // FILE_BYTES].view, lsn % FILE_BYTES
+            header = records.decode_header(view, at)
+            if header is None or header.lsn != lsn:
+                raise Corruption(f"The spool has no record at LSN {lsn}, where there must be one.")
+            payload = records.payload_of(view, at, header)
+            if header.kind == Kind.PAD:
+                lsn += header.length
+                continue
+            yield header, payload
+            lsn = header.next_lsn
+
+    # ------------------------------------------------------------------ space
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the files in use."""
+        return len(self._files) * FILE_BYTES
+
+    def release(self, lsn: int) -> None:
+        """Everything before `lsn` is needed no more: whole files of it are recycled."""
+        self.released_lsn = max(self.released_lsn, lsn)
+        for index in sorted(self._files):
+            if (index + 1) * FILE_BYTES > min(self.released_lsn, self.durable_lsn):
+                return
+            file = self._files.pop(index)
+            file.close()
+            if len(self._spares) < SPARE_FILES:
+                spare = file.path.with_suffix(".spare")
+                os.replace(file.path, spare)
+                self._spares.append(spare)
+            else:
+                file.path.unlink()
+
+    def stop(self) -> None:
+        """Make what was appended durable and end the commit thread."""
+        with self._wake:
+            self._wanted_lsn = max(self._wanted_lsn, self.head_lsn)
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+        self.durable_lsn = self.head_lsn if self._error is None else self.durable_lsn
+        for file in self._files.values():
+            file.close()
+
+
+def _allocate(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, FILE_BYTES)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def scan(folder: Path, from_lsn: int, shard_tag: int) -> Iterator[tuple[Header, memoryview]]:
+    """The records that lie in a closed spool from `from_lsn` to the end of the stream, padding left out.
+
+    The end is the first record that is none, another's, damaged, or of an earlier incarnation than the one before it.
+    The caller takes the last record's `next_lsn` as the head.
+    """
+    lsn, incarnation = from_lsn, 0
+    file: _File | None = None
+    while True:
+        index = lsn // FILE_BYTES
+        if file is None or file.index != index:
+            if file is not None:
+                file.close()
+            path = folder / f"{index:016x}.spool"
+            if not path.exists() or path.stat().st_size != FILE_BYTES:
+                return
+            file = _File(path, index)
+        header = records.decode_header(file.view, lsn % FILE_BYTES)
+        if header is None or header.lsn != lsn or header.shard_tag != shard_tag or header.incarnation < incarnation:
+            break
+        try:
+            payload = records.payload_of(file.view, lsn % FILE_BYTES, header)
+        except Corruption:
+            break
+        incarnation = header.incarnation
+        if header.kind == Kind.PAD:
+            lsn += header.length
+            continue
+        yield header, payload
+        lsn = header.next_lsn
+    file.close()
