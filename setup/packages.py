@@ -1,0 +1,67 @@
+"""Programs that the tests drive, and the packages they come in.
+
+python -m setup.packages        installs what is missing as root on Debian; elsewhere prints what is missing
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+from setup.console import SetupError, run, say
+
+DEBIAN_PACKAGE = {
+    "qemu-io": "qemu-utils",
+    "qemu-img": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "nbdkit": "nbdkit",
+    "nbdcopy": "libnbd-bin",
+    "nbdinfo": "libnbd-bin",
+    "nbdfuse": "libnbd-bin",
+    "fio": "fio",
+    "fusermount3": "fuse3",
+    "getfattr": "attr",
+    "setfattr": "attr",
+    "sqlite3": "sqlite3",
+}
+"""Program -> the Debian package that brings it."""
+
+_ADMIN_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def program(name: str) -> str | None:
+    """The path of a program; folders of administration tools count even if they are not on PATH."""
+    return shutil.which(name) or shutil.which(name, path=_ADMIN_FOLDERS)
+
+
+def missing_packages() -> list[str]:
+    """Debian packages of which a program is not there."""
+    return sorted({package for name, package in DEBIAN_PACKAGE.items() if program(name) is None})
+
+
+def install_missing() -> None:
+    """Install what is missing where that needs nobody's leave (root on Debian); otherwise say what to install.
+
+    Never calls sudo. A test whose program is missing says so by name.
+    """
+    missing = missing_packages()
+    if not missing:
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        say(f"tests that need them will be skipped; not installed: {' '.join(missing)}")
+        say(f"on Debian or Ubuntu: sudo apt-get install {' '.join(missing)}")
+        return
+    say(f"installing {' '.join(missing)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        run(["apt-get", "update", "-qq"], env=environment)
+        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=environment)
+    except SetupError as error:
+        # The tests name what they lack; with CI=true they fail on it.
+        say(str(error))
+
+
+if __name__ == "__main__":
+    install_missing()
+    sys.exit(0)

@@ -1,0 +1,270 @@
+"""The Pulumi CLI with its Python language host: found on PATH, downloaded, or built.
+
+Everything lands in one versioned folder of the tools cache and appears there by
+a rename, so that a folder that exists is complete: an interrupted run leaves
+nothing that a later one would trust, and runs at the same time wait for each
+other. PATH and the user's own `~/.pulumi` are never changed.
+
+    python -m setup.pulumi_tools            prints the folder, after getting the tools if need be
+    python -m setup.pulumi_tools --find     prints the folder, or ends with status 1
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from setup import checkout
+from setup.console import SetupError, capture, run_counting, say
+
+VERSION = "3.210.0"
+"""The version that is downloaded or built."""
+OLDEST = (3, 200)
+"""The oldest CLI on PATH that is good enough."""
+
+_INSTALLER = "https://get.pulumi.com"
+_CONNECT_SECONDS = 5
+_DOWNLOAD_SECONDS = 600
+_CLI_MODULE = "github.com/pulumi/pulumi/pkg/v3"
+_SDK_MODULE = "github.com/pulumi/pulumi/sdk/v3"
+_LANGUAGE_HOST_SDK = "3.68.0"
+"""The newest sdk module that still contains the language host; later it moved to a module of its own."""
+_GO_OLDEST = (1, 24)
+
+_SCRIPTS = (
+    "python/cmd/pulumi-language-python-exec",
+    "python/dist/pulumi-resource-pulumi-python",
+    "python/dist/pulumi-analyzer-policy-python",
+)
+_NEEDED = ("pulumi", "pulumi-language-python", "pulumi-language-python-exec", "pulumi-resource-pulumi-python")
+
+
+@dataclass(frozen=True)
+class _GoBinary:
+    """A program built from one module of the Go module proxy."""
+
+    name: str
+    module: str
+    version: str
+    package: str
+    linker_flags: str = "-s -w"
+
+
+_BINARIES = (
+    _GoBinary(
+        "pulumi",
+        _CLI_MODULE,
+        VERSION,
+        f"{_CLI_MODULE}/cmd/pulumi",
+        f"-s -w -X {_SDK_MODULE}/go/common/version.Version=v{VERSION}",
+    ),
+    _GoBinary(
+        "pulumi-language-python",
+        _SDK_MODULE,
+        _LANGUAGE_HOST_SDK,
+        f"{_SDK_MODULE}/python/cmd/pulumi-language-python",
+    ),
+)
+
+
+def find() -> Path | None:
+    """The folder of usable Pulumi tools, from PATH or from the cache; None if there is none yet."""
+    return _on_path() or _in_cache()
+
+
+def ensure() -> Path:
+    """The folder of usable Pulumi tools, getting them first if need be. SetupError if no way leads there."""
+    found = find()
+    if found:
+        return found
+    with _alone(checkout.tools_folder()):
+        # Another run may have finished while this one waited.
+        return _in_cache() or _get()
+
+
+def _on_path() -> Path | None:
+    cli = shutil.which("pulumi")
+    if cli is None:
+        return None
+    # A package manager may link only the CLI; its companions lie beside the file it links to.
+    for folder in (Path(cli).parent, Path(cli).resolve().parent):
+        if _complete(folder) and (_version(folder) or (0, 0)) >= OLDEST:
+            return folder
+    return None
+
+
+def _in_cache() -> Path | None:
+    folder = _cache_folder()
+    return folder if _complete(folder) else None
+
+
+def _cache_folder() -> Path:
+    return checkout.tools_folder() / f"pulumi-{VERSION}"
+
+
+def _complete(folder: Path) -> bool:
+    return all(os.access(folder / name, os.X_OK) for name in _NEEDED)
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Major and minor version of the CLI in `folder`; None if it does not run or does not say."""
+    environment = {**os.environ, "PULUMI_SKIP_UPDATE_CHECK": "true"}
+    try:
+        printed = subprocess.run(
+            [folder / "pulumi", "version"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.match(r"v?(\d+)\.(\d+)\.", printed.strip())
+    return (int(match[1]), int(match[2])) if match else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the cache's lock; released by the kernel if this process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another run is filling {folder}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _get() -> Path:
+    target = _cache_folder()
+    for leftover in target.parent.glob("pulumi-*.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    say(
+        f"no Pulumi CLI >= {OLDEST[0]}.{OLDEST[1]} with a Python language host on PATH; getting {VERSION} into {target}"
+    )
+    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
+    try:
+        if not _download(partial):
+            _build(partial)
+        if not _complete(partial) or _version(partial) is None:
+            raise SetupError(
+                f"The Pulumi tools in {partial} do not run. Install Pulumi from https://www.pulumi.com/docs/install/"
+            )
+        partial.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _download(folder: Path) -> bool:
+    """Run the official installer into `folder`; False if it cannot be reached or fails."""
+    try:
+        with urllib.request.urlopen(_INSTALLER, timeout=_CONNECT_SECONDS) as answer:
+            script = answer.read()
+    except (OSError, urllib.error.URLError) as error:
+        say(f"the official installer is out of reach ({error}); building from source instead")
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        installer = Path(scratch) / "install.sh"
+        installer.write_bytes(script)
+        command = ["sh", str(installer), "--version", VERSION, "--install-root", scratch, "--no-edit-path"]
+        try:
+            subprocess.run(command, check=True, timeout=_DOWNLOAD_SECONDS, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+            for file in (Path(scratch) / "bin").iterdir():
+                shutil.move(file, folder / file.name)
+        except (OSError, subprocess.SubprocessError) as error:
+            say(f"the official installer did not succeed ({error}); building from source instead")
+            return False
+    return _complete(folder)
+
+
+def _build(folder: Path) -> None:
+    _require_go()
+    for binary in _BINARIES:
+        _build_binary(binary, folder)
+    sdk = _module_folder(_SDK_MODULE, VERSION)
+    for script in _SCRIPTS:
+        destination = folder / Path(script).name
+        shutil.copyfile(sdk / script, destination)
+        destination.chmod(0o755)
+
+
+def _require_go() -> None:
+    hint = (
+        "Install Pulumi (https://www.pulumi.com/docs/install/), or Go "
+        f"{_GO_OLDEST[0]}.{_GO_OLDEST[1]} or newer (https://go.dev/dl/) to build it, and run this again."
+    )
+    if shutil.which("go") is None:
+        raise SetupError(f"Pulumi cannot be downloaded here and there is no Go to build it. {hint}")
+    match = re.search(r"go(\d+)\.(\d+)", capture(["go", "version"]))
+    if match is None or (int(match[1]), int(match[2])) < _GO_OLDEST:
+        raise SetupError(f"Pulumi cannot be downloaded here and Go is too old to build it. {hint}")
+
+
+def _build_binary(binary: _GoBinary, folder: Path) -> None:
+    """Build in a throw-away module: `go install package@version` needs the proxy's version list, this does not."""
+    with tempfile.TemporaryDirectory() as scratch:
+        module = Path(scratch)
+        (module / "go.mod").write_text(f"module build\n\nrequire {binary.module} v{binary.version}\n")
+        command: list[str | Path] = [
+            "go",
+            "build",
+            "-v",
+            "-ldflags",
+            binary.linker_flags,
+            "-o",
+            folder / binary.name,
+            binary.package,
+        ]
+        title = f"building {binary.name} {binary.version} from source"
+        run_counting(title, "modules and packages", command, env=_go_environment(), cwd=module)
+
+
+def _module_folder(module: str, version: str) -> Path:
+    """Where the Go module cache holds a module's source."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "go.mod").write_text("module build\n")
+        answer = capture(
+            ["go", "mod", "download", "-json", f"{module}@v{version}"], env=_go_environment(), cwd=Path(scratch)
+        )
+    return Path(json.loads(answer)["Dir"])
+
+
+def _go_environment() -> dict[str, str]:
+    flags = f"{os.environ.get('GOFLAGS', '')} -mod=mod".strip()
+    return {**os.environ, "GOFLAGS": flags, "CGO_ENABLED": "0", "GOWORK": "off"}
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        folder = find() if "--find" in arguments else ensure()
+    except SetupError as error:
+        say(str(error))
+        return 1
+    if folder is None:
+        say("no Pulumi tools yet; `make tools` gets them")
+        return 1
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
