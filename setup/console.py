@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
-_QUIET_LINE_SECONDS = 15.0
+_TERMINAL_TICK_SECONDS = 0.5
+_LOG_TICK_SECONDS = 15.0
 _TAIL_LINES = 30
 
 
@@ -58,47 +63,69 @@ def run_counting(title: str, unit: str, command: Sequence[str | Path], *, env: M
     )
     assert process.stdout is not None
     lines: list[str] = []
-    with process, _counter(title, unit) as show:
+    with process, _Counter(title, unit) as counter:
         for line in process.stdout:
             lines.append(line)
-            show(len(lines))
-    if process.returncode != 0:
-        raise SetupError(f"{title} failed with status {process.returncode}:\n{_tail(''.join(lines))}")
+            counter.add()
+        if process.wait() != 0:
+            raise SetupError(f"{title} failed with status {process.returncode}:\n{_tail(''.join(lines))}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against other runs of set-up; the kernel lets go if this process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another run is at work in {folder}; waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _Counter:
-    """A line that is rewritten on a terminal, and repeated now and then elsewhere."""
+    """A line that is rewritten on a terminal, and repeated now and then elsewhere, also while nothing is counted."""
 
     def __init__(self, title: str, unit: str) -> None:
         self._title = title
         self._unit = unit
+        self._count = 0
         self._started = time.monotonic()
-        self._shown_at = self._started
+        self._finished = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
 
-    def __call__(self, count: int) -> None:
-        now = time.monotonic()
-        due = 0.2 if sys.stderr.isatty() else _QUIET_LINE_SECONDS
-        if now - self._shown_at < due:
-            return
-        self._shown_at = now
-        text = f"{self._title}: {count} {self._unit}, {now - self._started:.0f} s"
-        if sys.stderr.isatty():
-            print(f"\rdpac: {text} ", end="", file=sys.stderr, flush=True)
-        else:
-            say(text)
+    def __enter__(self) -> Self:
+        say(f"{self._title} ...")
+        self._ticker.start()
+        return self
 
-    def finish(self) -> None:
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr)
-        say(f"{self._title}: done in {time.monotonic() - self._started:.0f} s")
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._finished.set()
+        self._ticker.join()
+        if failure is None:
+            say(f"{self._title}: done in {self._elapsed():.0f} s")
 
+    def add(self) -> None:
+        """One more unit is done."""
+        self._count += 1
 
-@contextmanager
-def _counter(title: str, unit: str) -> Iterator[_Counter]:
-    counter = _Counter(title, unit)
-    say(f"{title} ...")
-    yield counter
-    counter.finish()
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _tick(self) -> None:
+        terminal = sys.stderr.isatty()
+        while not self._finished.wait(_TERMINAL_TICK_SECONDS if terminal else _LOG_TICK_SECONDS):
+            text = f"{self._title}: {self._count} {self._unit}, {self._elapsed():.0f} s"
+            if terminal:
+                print(f"\r\033[Kdpac: {text}", end="", file=sys.stderr, flush=True)
+            else:
+                say(text)
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _shown(command: Sequence[str | Path]) -> str:

@@ -11,7 +11,6 @@ other. PATH and the user's own `~/.pulumi` are never changed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -21,13 +20,11 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from setup import checkout
-from setup.console import SetupError, capture, run_counting, say
+from setup.console import SetupError, alone, capture, run_counting, say
 
 VERSION = "3.210.0"
 """The version that is downloaded or built."""
@@ -89,7 +86,7 @@ def ensure() -> Path:
     found = find()
     if found:
         return found
-    with _alone(checkout.tools_folder()):
+    with alone(checkout.tools_folder()):
         # Another run may have finished while this one waited.
         return _in_cache() or _get()
 
@@ -135,19 +132,6 @@ def _version(folder: Path) -> tuple[int, int] | None:
         return None
     match = re.match(r"v?(\d+)\.(\d+)\.", printed.strip())
     return (int(match[1]), int(match[2])) if match else None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the cache's lock; released by the kernel if this process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another run is filling {folder}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _get() -> Path:
