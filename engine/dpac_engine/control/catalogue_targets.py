@@ -1,0 +1,161 @@
+"""Targets in the catalogue."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from uuid import uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from dpac_api.errors import Conflict, NotFound
+from dpac_api.models import FilesystemTargetSpec, Owner, PutTarget, Target, TargetSpec
+from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, TargetRow
+from dpac_engine.control.host_checks import Claim, check_target, real_path
+from dpac_engine.control.ownership import settle
+
+
+def list_targets(session: Session, site_uid: str) -> list[Target]:
+    """Every target, by name."""
+    used = _users(session)
+    rows = session.scalars(select(TargetRow).where(TargetRow.lifecycle == "active").order_by(TargetRow.name))
+    return [_wire(row, site_uid, used.get(row.name, [])) for row in rows]
+
+
+def get_target(session: Session, site_uid: str, name: str) -> Target:
+    """One target; NotFound says which there are."""
+    row = _row(session, name)
+    if row is None or row.lifecycle != "active":
+        known = ", ".join(target.name for target in list_targets(session, site_uid)) or "none"
+        raise NotFound(f"There is no target {name!r} on this site (there is: {known}).")
+    return _wire(row, site_uid, _users(session).get(name, []))
+
+
+def target_spec(session: Session, name: str) -> TargetSpec | None:
+    """A target's spec, retired ones included, since recovery points lie there; None if it is unknown."""
+    row = _row(session, name)
+    return None if row is None else FilesystemTargetSpec.model_validate(row.spec)
+
+
+def put_target(session: Session, name: str, put: PutTarget, *, data: Path, site_uid: str, now: datetime) -> Target:
+    """Create, change or take up again a target; everything is checked before anything changes."""
+    row = _row(session, name)
+    owner = put.owner
+    if row is not None:
+        owner = settle(f"target {name!r}", _owner(row), put.owner, adopt=put.adopt)
+        _check_change(session, row, put.spec)
+    if row is None or row.spec != put.spec.model_dump(mode="json"):
+        check_target(put.spec, data, target_claims(session, apart_from=name), member_claims(session))
+    if row is None:
+        row = TargetRow(uid=uuid4().hex, tenant=TENANT, name=name, generation=0, spec={}, created=now)
+        session.add(row)
+    spec = put.spec.model_dump(mode="json")
+    if (row.spec, row.lifecycle) != (spec, "active"):
+        row.generation += 1
+    row.spec, row.owner, row.lifecycle = spec, owner.model_dump(mode="json") if owner else None, "active"
+    row.path_real = real_path(put.spec.path)
+    session.flush()
+    return _wire(row, site_uid, _users(session).get(name, []))
+
+
+def _check_change(session: Session, row: TargetRow, spec: TargetSpec) -> None:
+    if row.spec == spec.model_dump(mode="json"):
+        return
+    holders = _holders(session).get(row.name, [])
+    if holders:
+        raise Conflict(
+            f"The target {row.name!r} cannot move from {row.spec['path']} to {spec.path}: recovery points of {', '.join(holders)} "
+            "lie there. Declare a second target, add a leg to it, and remove the old leg once the new one is protected.",
+            property_path="spec.path",
+        )
+
+
+def delete_target(session: Session, name: str) -> None:
+    """Forget a target. Conflict names the groups that replicate to it; with recovery points on it, it only retires, to be found again."""
+    row = _row(session, name)
+    if row is None or row.lifecycle != "active":
+        raise NotFound(f"There is no target {name!r} on this site.")
+    users = _users(session).get(name, [])
+    if users:
+        raise Conflict(f"The target {name!r} is used by {', '.join(users)}. Remove their legs to it first.")
+    if _holders(session).get(name):
+        row.lifecycle = "retired"
+        row.generation += 1
+    else:
+        session.delete(row)
+
+
+def collect_retired(session: Session) -> None:
+    """Drop retired targets at which no group has recovery points any more."""
+    held = _holders(session)
+    for row in session.scalars(select(TargetRow).where(TargetRow.lifecycle == "retired")):
+        if row.name not in held:
+            session.delete(row)
+
+
+def target_claims(session: Session, *, apart_from: str = "") -> list[Claim]:
+    """The paths of all targets, retired ones included."""
+    rows = session.scalars(select(TargetRow).where(TargetRow.name != apart_from))
+    return [Claim(row.path_real, f"target {row.name!r}", True) for row in rows]
+
+
+def member_claims(session: Session) -> list[Claim]:
+    """The paths of all present members of active groups."""
+    rows = session.execute(
+        select(MemberRow.path_real, MemberRow.name, GroupRow.name, MemberRow.kind)
+        .join(GroupRow, GroupRow.uid == MemberRow.group_uid)
+        .where(GroupRow.lifecycle == "active", MemberRow.removed.is_(False))
+    )
+    return [
+        Claim(path, f"member {member!r} of group {group!r}", kind == "directory", group)
+        for path, member, group, kind in rows
+    ]
+
+
+def _users(session: Session) -> dict[str, list[str]]:
+    """Target name -> active groups with a leg to it."""
+    found: dict[str, list[str]] = {}
+    for row in session.scalars(select(GroupRow).where(GroupRow.lifecycle == "active").order_by(GroupRow.name)):
+        for target in legs_of(row):
+            found.setdefault(target, []).append(row.name)
+    return found
+
+
+def _holders(session: Session) -> dict[str, list[str]]:
+    """Target name -> groups, deleted ones too, whose recovery points may lie there."""
+    found: dict[str, list[str]] = {}
+    for row in session.scalars(select(GroupRow).order_by(GroupRow.name)):
+        for target in targets_of(row):
+            found.setdefault(target, []).append(row.name)
+    return found
+
+
+def legs_of(row: GroupRow) -> list[str]:
+    """The targets that a group's legs name, in the order of the legs."""
+    return [leg["target"] for leg in row.spec["replication"].values()]
+
+
+def targets_of(row: GroupRow) -> list[str]:
+    """The targets at which recovery points of the group may lie: of its legs, then of legs it had."""
+    return [*legs_of(row), *row.targets_past]
+
+
+def _row(session: Session, name: str) -> TargetRow | None:
+    return session.scalar(select(TargetRow).where(TargetRow.tenant == TENANT, TargetRow.name == name))
+
+
+def _owner(row: TargetRow) -> Owner | None:
+    return Owner.model_validate(row.owner) if row.owner else None
+
+
+def _wire(row: TargetRow, site_uid: str, used_by: list[str]) -> Target:
+    return Target(
+        name=row.name,
+        uid=row.uid,
+        site_uid=site_uid,
+        owner=_owner(row),
+        spec=FilesystemTargetSpec.model_validate(row.spec),
+        generation=row.generation,
+        used_by=used_by,
+    )

@@ -1,0 +1,166 @@
+"""What only the backend's host can say about a declaration: do its paths exist, do they collide.
+
+Everything here looks and changes nothing. Each problem is an error that names the property.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from dpac_api.errors import Conflict, Invalid
+from dpac_api.models import SECTOR_BYTES, DirectorySpec, MemberSpec, TargetSpec, VolumeSpec
+
+
+class Claim(NamedTuple):
+    """A path that something uses already: `what` says what, as in `member 'disk' of group 'shop'`."""
+
+    path: str
+    what: str
+    directory: bool
+    """Whether everything below the path is used as well."""
+    group: str = ""
+    """Whose member it is."""
+
+
+def check_member(where: str, spec: MemberSpec, before: MemberSpec | None) -> None:
+    """Refuse a member that cannot be attached on this host. `where` is its property path, `before` what it was so far."""
+    if isinstance(spec, DirectorySpec):
+        _check_directory(where, spec)
+    else:
+        _check_volume(where, spec, before if isinstance(before, VolumeSpec) and before.path == spec.path else None)
+
+
+def _check_directory(where: str, spec: DirectorySpec) -> None:
+    path = f"{where}.path"
+    try:
+        mode = os.stat(spec.path).st_mode
+    except OSError as cause:
+        raise Invalid(
+            f"{spec.path} cannot be opened: {cause.strerror}. Create the directory first.", property_path=path
+        ) from cause
+    if not stat.S_ISDIR(mode):
+        raise Invalid(f"{spec.path} is not a directory. Declare a raw file as a volume.", property_path=path)
+    if not os.access(spec.path, os.R_OK | os.X_OK):
+        raise Invalid(f"The backend may not read {spec.path}. Give its user read access.", property_path=path)
+
+
+def _check_volume(where: str, spec: VolumeSpec, before: VolumeSpec | None) -> None:
+    path = f"{where}.path"
+    try:
+        found = os.stat(spec.path)
+    except FileNotFoundError:
+        _check_new_file(where, spec)
+        return
+    except OSError as cause:
+        raise Invalid(f"{spec.path} cannot be opened: {cause.strerror}.", property_path=path) from cause
+    if not stat.S_ISREG(found.st_mode):
+        raise Invalid(f"{spec.path} is not a regular file; a volume is a raw file.", property_path=path)
+    if not os.access(spec.path, os.R_OK | os.W_OK):
+        raise Invalid(f"The backend may not read and write {spec.path}. Give its user access.", property_path=path)
+    if found.st_size % SECTOR_BYTES and (spec.size is None or spec.size.bytes < found.st_size):
+        raise Invalid(
+            f"{spec.path} has {found.st_size} bytes, which is not a multiple of {SECTOR_BYTES}. Give a larger size to round it up.",
+            property_path=f"{where}.size",
+        )
+    _check_no_shrink(where, spec, before, found.st_size)
+
+
+def _check_new_file(where: str, spec: VolumeSpec) -> None:
+    if spec.size is None:
+        raise Invalid(
+            f"{spec.path} does not exist. Give a size to have it created, or create the file first.",
+            property_path=f"{where}.size",
+        )
+    parent = Path(spec.path).parent
+    if not parent.is_dir():
+        raise Invalid(f"The folder {parent} does not exist. Create it first.", property_path=f"{where}.path")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise Invalid(
+            f"The backend may not create files in {parent}. Give its user access.", property_path=f"{where}.path"
+        )
+
+
+def _check_no_shrink(where: str, spec: VolumeSpec, before: VolumeSpec | None, present_bytes: int) -> None:
+    if before is None or before.size is None or spec.size is None:
+        return
+    if spec.size.bytes < before.size.bytes and spec.size.bytes < present_bytes:
+        raise Invalid(
+            f"A volume never shrinks: {spec.path} has {present_bytes} bytes and {spec.size} was asked for instead of {before.size}. "
+            f"Write {before.size} or more.",
+            property_path=f"{where}.size",
+        )
+
+
+def check_overlaps(
+    members: Mapping[str, MemberSpec], data: Path, targets: Iterable[Claim], others: Iterable[Claim]
+) -> None:
+    """Refuse members that lie in dpac's own folder or a target, contain one of them, or are claimed by another group.
+
+    Invalid, or Conflict that names the other group.
+    """
+    forbidden = [Claim(str(data.resolve()), "dpac's own data folder", True), *targets]
+    claimed = {claim.path: claim for claim in others}
+    mine: dict[str, Claim] = {}
+    for name, spec in members.items():
+        where = f"spec.members.{name}.path"
+        real = real_path(spec.path)
+        claim = Claim(real, f"member {name!r}", spec.kind == "directory")
+        for other in (*forbidden, *mine.values()):
+            if _overlap(claim, other):
+                raise Invalid(
+                    f"{spec.path} overlaps with {other.what} ({other.path}). Use a path apart from it.",
+                    property_path=where,
+                )
+        if real in claimed:
+            raise Conflict(
+                f"{spec.path} is {claimed[real].what} already. A path belongs to one group; remove it there first.",
+                property_path=where,
+            )
+        mine[name] = claim
+
+
+def check_target(spec: TargetSpec, data: Path, others: Iterable[Claim], members: Iterable[Claim]) -> None:
+    """Refuse a target whose parent is missing, or that overlaps with dpac's folder, another target or a member."""
+    where = "spec.path"
+    path = Path(spec.path)
+    if path.exists() and not path.is_dir():
+        raise Invalid(f"{path} is not a directory.", property_path=where)
+    if not path.exists() and not path.parent.is_dir():
+        raise Invalid(
+            f"The folder {path.parent} does not exist. Create it, or mount what shall be there.", property_path=where
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
+        raise Invalid(f"The backend may not write to {path}. Give its user access.", property_path=where)
+    claim = Claim(real_path(spec.path), "this target", True)
+    for other in (Claim(str(data.resolve()), "dpac's own data folder", True), *members):
+        if _overlap(claim, other):
+            raise Invalid(
+                f"{spec.path} overlaps with {other.what} ({other.path}). Use a path apart from it.", property_path=where
+            )
+    for other in others:
+        if _overlap(claim, other):
+            raise Conflict(
+                f"{spec.path} overlaps with {other.what} ({other.path}). Use that one, or another path.",
+                property_path=where,
+            )
+
+
+def real_path(path: str) -> str:
+    """The path with symbolic links resolved, as far as it exists: what two declarations are compared by."""
+    return os.path.realpath(path)
+
+
+def _overlap(one: Claim, two: Claim) -> bool:
+    return (
+        one.path == two.path
+        or (one.directory and _below(two.path, one.path))
+        or (two.directory and _below(one.path, two.path))
+    )
+
+
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")

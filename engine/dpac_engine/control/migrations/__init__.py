@@ -1,0 +1,1 @@
+"""Alembic's migrations of the catalogue, applied when it is opened."""

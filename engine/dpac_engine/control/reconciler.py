@@ -1,0 +1,259 @@
+"""Makes true what the catalogue wants: tells workers, and finishes purges.
+
+Level-triggered: each pass looks at what is wanted and at what was confirmed, and takes the steps between. A pass
+that dies after any step is simply begun again, by this process or the next one.
+
+    active, retained   write assignment.json -> worker.apply -> note the generation as applied
+    purging            the same (detached) -> worker.drop -> purge each target -> delete files -> forget the rows
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import select
+
+from dpac_api.errors import DpacError, NotFound, Unreachable
+from dpac_api.models import TargetSpec
+from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.catalogue import Catalogue, utc
+from dpac_engine.control.catalogue_groups import (
+    Host,
+    assignment,
+    forget_group,
+    purge_expired,
+    where_recovery_points_lie,
+)
+from dpac_engine.control.catalogue_schema import GroupRow
+from dpac_engine.control.catalogue_targets import collect_retired
+from dpac_engine.control.recovery import Recovery
+from dpac_engine.control.worker_api import WorkerApi
+from dpac_engine.core.ports import Clock
+
+_log = logging.getLogger(__name__)
+RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+SWEEP_SECONDS = 30.0
+"""How often expired groups are looked for."""
+PARALLEL = 16
+
+
+class Reconciler:
+    """Converges every group of the site; one pass per group at a time."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        host: Host,
+        workers: Sequence[WorkerApi],
+        recovery: Recovery,
+        clock: Clock,
+        retry_seconds: Sequence[float] = RETRY_SECONDS,
+    ) -> None:
+        self._catalogue = catalogue
+        self._host = host
+        self._workers = workers
+        self._recovery = recovery
+        self._clock = clock
+        self._retry_seconds = retry_seconds
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._wanted: dict[str, asyncio.Event] = {}
+        self._attempts: dict[str, list[asyncio.Future[None]]] = {}
+        self._slots = asyncio.Semaphore(PARALLEL)
+        self._sweeper: asyncio.Task[None] | None = None
+        self.problems: dict[str, tuple[DpacError, datetime]] = {}
+        """Group uid -> why the last attempt failed, and when."""
+
+    async def start(self) -> None:
+        """Take up everything unfinished, then watch for what expires."""
+        for uid in await asyncio.to_thread(self._unfinished):
+            self.nudge(uid)
+        self._sweeper = asyncio.create_task(self._sweep(), name="reconciler sweep")
+
+    async def stop(self) -> None:
+        """Stop where it stands; the next start goes on from there."""
+        tasks = [*self._tasks.values(), *([self._sweeper] if self._sweeper else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def nudge(self, uid: str) -> asyncio.Future[None]:
+        """Say that the group's wanted state changed. The future ends with the next attempt, whatever it brings."""
+        attempt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._attempts.setdefault(uid, []).append(attempt)
+        self._wanted.setdefault(uid, asyncio.Event()).set()
+        task = self._tasks.get(uid)
+        if task is None or task.done():
+            self._tasks[uid] = asyncio.create_task(self._converge(uid), name=f"reconcile {uid}")
+        return attempt
+
+    async def attempt(self, uid: str, timeout_seconds: float) -> None:
+        """Nudge, and wait for one attempt, but no longer than that."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.nudge(uid), timeout_seconds)
+
+    # -------------------------------------------------------------- one group
+
+    async def _converge(self, uid: str) -> None:
+        """Attempts until one that saw the newest wish succeeds."""
+        wanted = self._wanted[uid]
+        failures = 0
+        while wanted.is_set():
+            wanted.clear()
+            waiting = self._attempts.pop(uid, [])
+            try:
+                async with self._slots:
+                    await self.run(uid)
+                self.problems.pop(uid, None)
+                failures = 0
+            except Exception as cause:  # whatever it is, the group must be tried again
+                self._note(uid, cause)
+                delay = self._retry_seconds[min(failures, len(self._retry_seconds) - 1)]
+                failures += 1
+            finally:
+                for attempt in waiting:
+                    if not attempt.done():
+                        attempt.set_result(None)
+            if uid in self.problems:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(wanted.wait(), delay)
+                wanted.set()
+        del self._wanted[uid], self._tasks[uid]
+
+    def _note(self, uid: str, cause: Exception) -> None:
+        error = (
+            cause if isinstance(cause, DpacError) else DpacError(f"An internal error: {type(cause).__name__}: {cause}")
+        )
+        before, since = self.problems.get(uid, (None, utc(self._clock.now_ns())))
+        if before is None or before.message != error.message:
+            _log.warning(
+                "group %s does not converge: %s", uid, error.message, exc_info=not isinstance(cause, DpacError)
+            )
+        self.problems[uid] = (error, since)
+
+    async def run(self, uid: str) -> None:
+        """One pass over a group, all its steps."""
+        async for _ in self.steps(uid):
+            pass
+
+    async def steps(self, uid: str) -> AsyncIterator[str]:
+        """The steps of a pass, each done when its name comes out; a test stops between any two of them."""
+        wish = await asyncio.to_thread(self._wish, uid)
+        if wish is None:
+            return
+        lifecycle, applied, desired = wish
+        if await asyncio.to_thread(self._write_assignment, desired):
+            yield "write assignment"
+        elif applied == desired.generation and lifecycle != "purging":
+            return
+        worker = self._worker(desired.worker)
+        await worker.apply(uid)
+        yield "apply"
+        if lifecycle == "purging":
+            async for step in self._purge(uid, worker):
+                yield step
+            return
+        await asyncio.to_thread(self._note_applied, uid, desired.generation)
+        yield "note applied"
+
+    async def _purge(self, uid: str, worker: WorkerApi) -> AsyncIterator[str]:
+        with suppress(NotFound):
+            await worker.drop(uid)
+        yield "drop"
+        for target, spec in (await asyncio.to_thread(self._places, uid)).items():
+            await asyncio.to_thread(self._recovery.purge, spec, uid)
+            yield f"purge {target}"
+        await asyncio.to_thread(shutil.rmtree, self._folder(uid), ignore_errors=True)
+        yield "delete files"
+        await asyncio.to_thread(self._forget, uid)
+        yield "forget"
+
+    # -------------------------------------------------------------- steps that block
+
+    def _unfinished(self) -> list[str]:
+        """Groups to look at after a start: all but the retained ones that the worker knows as detached."""
+        with self._catalogue.read() as session:
+            rows = session.scalars(select(GroupRow))
+            return [row.uid for row in rows if row.lifecycle != "retained" or row.applied_generation != row.generation]
+
+    def _wish(self, uid: str) -> tuple[str, int, WorkerAssignment] | None:
+        with self._catalogue.read() as session:
+            row = session.get(GroupRow, uid)
+            return (
+                None if row is None else (row.lifecycle, row.applied_generation, assignment(session, row, self._host))
+            )
+
+    def _worker(self, index: int) -> WorkerApi:
+        if index >= len(self._workers):
+            raise Unreachable(
+                f"The group belongs to worker {index}, but this backend runs {len(self._workers)}. "
+                f"Start it with --workers {index + 1} or more."
+            )
+        return self._workers[index]
+
+    def _write_assignment(self, desired: WorkerAssignment) -> bool:
+        """Replace assignment.json, atomically and durably; False if it says that already."""
+        folder = self._folder(desired.group_uid)
+        path = folder / "assignment.json"
+        text = desired.model_dump_json(indent=1)
+        if path.exists() and path.read_text() == text:
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "assignment.json.partial"
+        with open(partial, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        for parent in (folder, folder.parent):
+            _sync_folder(parent)
+        return True
+
+    def _note_applied(self, uid: str, generation: int) -> None:
+        with self._catalogue.write() as session:
+            row = session.get(GroupRow, uid)
+            if row is not None:
+                row.applied_generation = max(row.applied_generation, generation)
+
+    def _places(self, uid: str) -> dict[str, TargetSpec]:
+        with self._catalogue.read() as session:
+            row = session.get(GroupRow, uid)
+            return {} if row is None else where_recovery_points_lie(session, row)
+
+    def _forget(self, uid: str) -> None:
+        with self._catalogue.write() as session:
+            forget_group(session, uid)
+            session.flush()
+            collect_retired(session)
+
+    def _folder(self, uid: str) -> Path:
+        return self._host.data / "groups" / uid
+
+    # -------------------------------------------------------------- expiry
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                for uid in await asyncio.to_thread(self._expire):
+                    self.nudge(uid)
+            except Exception:
+                _log.exception("looking for expired groups failed; trying again in %.0f s", SWEEP_SECONDS)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    def _expire(self) -> list[str]:
+        with self._catalogue.write() as session:
+            return purge_expired(session, utc(self._clock.now_ns()))
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

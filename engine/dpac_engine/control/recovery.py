@@ -1,0 +1,142 @@
+"""What control asks of repositories, keys and restored trees: the ports that wiring fills and tests replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from dpac_api.models import TargetSpec
+from dpac_engine.core.checkpoints import Mark
+
+Progress = Callable[[int], None]
+"""Told the bytes done so far; raises to stop the work."""
+
+
+class VolumeView(Protocol):
+    """A volume at a checkpoint."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The device's size."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes `[offset, offset + length)`; Corruption if they are not what was written."""
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what is stored, in order; the rest reads as zeroes."""
+
+
+class TreeView(Protocol):
+    """A directory at a checkpoint."""
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """(path, encoded entry), sorted by path."""
+
+    def read_chunk(self, digest: bytes) -> bytes:
+        """The content with that hash; Corruption if it is damaged or missing."""
+
+
+class ImageView(Protocol):
+    """A group at a checkpoint; members by ordinal. NotFound where a member was not protected yet."""
+
+    def volume(self, ordinal: int) -> VolumeView:
+        """The volume."""
+
+    def tree(self, ordinal: int) -> TreeView:
+        """The directory."""
+
+
+@dataclass(frozen=True)
+class RangeView:
+    """A run of recoverable checkpoints without a gap between two segments."""
+
+    first: Mark
+    last: Mark
+    count: int
+    app_count: int
+    tags: list[str]
+
+
+class Damage(NamedTuple):
+    """An object that is not what was written, and the checkpoints that need it."""
+
+    object: str
+    problem: str
+    checkpoints_affected: str
+
+
+class Verification(NamedTuple):
+    """What reading a whole repository found."""
+
+    objects: int
+    bytes_read: int
+    checkpoints: int
+    damages: list[Damage]
+    newest: Mark | None
+    """The newest checkpoint all of whose objects were read and are sound."""
+
+
+class Repository(Protocol):
+    """What a target holds of a group, read only. Methods block; they raise Temporary while the target is away."""
+
+    def refresh(self) -> None:
+        """Look for manifests written since."""
+
+    def marks(
+        self, *, before_sequence: int | None = None, after_sequence: int | None = None, newest_first: bool = True
+    ) -> Iterator[Mark]:
+        """Recoverable checkpoints with `after_sequence < sequence < before_sequence`."""
+
+    def ranges(self) -> Sequence[RangeView]:
+        """The checkpoints as runs, oldest first."""
+
+    def resolve(self, selector: str) -> Mark:
+        """The checkpoint that a selector names; Unrecoverable if there is none here."""
+
+    def image(self, mark: Mark) -> ImageView:
+        """The group at a checkpoint."""
+
+    def verify(self, progress: Progress) -> Verification:
+        """Read and authenticate every object."""
+
+
+class Recovery(Protocol):
+    """How control reaches what lies at targets. Methods block."""
+
+    def open(self, target: TargetSpec, group_uid: str) -> Repository:
+        """The group's repository at a target; cheap, reads nothing yet."""
+
+    def purge(self, target: TargetSpec, group_uid: str) -> None:
+        """Delete everything the target holds of the group; what is gone already is no error."""
+
+    def probe(self, target: TargetSpec) -> dict[str, str]:
+        """Probe -> `ok`, or what is wrong and what to do; tries what replication needs, leaves nothing behind."""
+
+    def restore_tree(self, tree: TreeView, to: Path, progress: Progress) -> int:
+        """Write a directory to the empty or missing folder `to`; returns the content's bytes."""
+
+    def check(self, blueprint: str, root: Path) -> dict[str, str]:
+        """The blueprint's checks of a restored directory: check -> `ok`, or what is wrong."""
+
+
+class Keyring(Protocol):
+    """The data keys of this site's groups."""
+
+    def create(self) -> str:
+        """Make a data key; returns its key id. Durable when this returns."""
+
+    def escrowed(self, key_id: str) -> bool:
+        """Whether somebody confirmed a copy of it outside this host."""
+
+
+class Signer(Protocol):
+    """The site's signing key."""
+
+    @property
+    def public_key(self) -> bytes:
+        """Raw Ed25519."""
+
+    def sign(self, message: bytes) -> bytes:
+        """A raw Ed25519 signature."""
