@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from functools import cache
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
@@ -373,7 +372,7 @@ class Client:
     def _parse(self, kind: type[Answer], response: httpx.Response) -> Answer:
         try:
             # A newer backend of the same version may say more than this client knows: read what is known.
-            answer: Answer = _adapter(kind).validate_json(response.content, extra="ignore")
+            answer: Answer = TypeAdapter(kind).validate_json(response.content, extra="ignore")
             return answer
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
@@ -383,11 +382,6 @@ class Client:
                 f"with something else than dpac's wire format: {where}: {first['msg']}. Check the endpoint, and that client and "
                 "backend are of one release."
             ) from error
-
-
-@cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _part(text: str) -> str:
