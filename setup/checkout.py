@@ -70,6 +70,16 @@ class State:
         return self.root / "orders.pid"
 
     @property
+    def orders_log(self) -> Path:
+        """What the order application prints."""
+        return self.root / "orders.log"
+
+    @property
+    def shell_environment(self) -> Path:
+        """A file to source for running Pulumi by hand."""
+        return self.root / "env"
+
+    @property
     def pulumi(self) -> Path:
         """Pulumi's private home, stacks and passphrase."""
         return self.root / "pulumi"

@@ -27,9 +27,16 @@ def say(message: str) -> None:
     print(f"dpac: {message}", file=sys.stderr, flush=True)
 
 
-def run(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
-    """Run a command whose own output the person shall see."""
-    result = subprocess.run([str(part) for part in command], env=env, cwd=cwd, check=False, stdin=subprocess.DEVNULL)
+def run(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    interactive: bool = False,
+) -> None:
+    """Run a command whose own output the person shall see; an interactive one draws as on a terminal if there is one."""
+    stdin = None if interactive else subprocess.DEVNULL
+    result = subprocess.run([str(part) for part in command], env=env, cwd=cwd, check=False, stdin=stdin)
     if result.returncode != 0:
         raise SetupError(f"`{_shown(command)}` ended with status {result.returncode}; its output is above.")
 

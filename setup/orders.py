@@ -28,7 +28,7 @@ def start(state: State) -> None:
         if not _lock(pid_file.fileno()):
             return
         say(f"starting the order application on {database}")
-        with (state.root / "orders.log").open("a") as log:
+        with state.orders_log.open("a") as log:
             process = subprocess.Popen(
                 _command(database, state.acknowledged),
                 stdin=subprocess.DEVNULL,
@@ -90,7 +90,7 @@ def _wait_for_first_order(process: subprocess.Popen[bytes], state: State) -> Non
     deadline = time.monotonic() + _START_SECONDS
     while _size(state.acknowledged) <= size_before:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SetupError(f"The order application takes no orders; see {state.root / 'orders.log'}.")
+            raise SetupError(f"The order application takes no orders; see {state.orders_log}.")
         time.sleep(0.05)
 
 

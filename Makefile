@@ -1,0 +1,57 @@
+# make up        protect a small application on this machine; run it again at any time
+# make preview   what `pulumi up` would change
+# make down      stop application and backend; data, copies and stacks stay
+# make clean     make down, then remove data, copies and stacks of the quickstart (asks first)
+# make test      lint and all tests          make soak    long campaigns
+# make lint      ruff, mypy, import-linter   make bench   against nbdkit, qemu-nbd and others
+# make tools     only the Pulumi CLI with its Python language host
+
+PYTHON := setup/python
+VENV   := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help up preview down clean venv test-environment tools lint test soak bench
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+up:
+	@$(PYTHON) -m setup.quickstart up
+
+preview:
+	@$(PYTHON) -m setup.quickstart preview
+
+down:
+	@$(PYTHON) -m setup.quickstart down
+
+clean:
+	@$(PYTHON) -m setup.quickstart clean
+
+tools:
+	@$(PYTHON) -m setup.pulumi_tools
+
+test-environment:
+	@$(PYTHON) -m setup.environment backend aws test
+
+lint: test-environment
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	$(VENV)/mypy setup tests/tools.py tests/conftest.py examples/quickstart/orders.py
+	$(VENV)/lint-imports
+
+# PYTEST_ARGS="-k journal -x" narrows it.
+test: test-environment
+	@$(PYTHON) -m setup.packages
+	@$(PYTHON) -m setup.pulumi_tools
+	@$(MAKE) --no-print-directory lint
+	$(VENV)/pytest -n 2 --dist loadgroup -m "not soak" $(PYTEST_ARGS)
+
+soak: test-environment
+	@$(PYTHON) -m setup.packages
+	@$(PYTHON) -m setup.pulumi_tools
+	$(VENV)/pytest -m soak --timeout=0 $(PYTEST_ARGS)
+
+bench: test-environment
+	@$(PYTHON) -m setup.packages
+	$(VENV)/python -m bench $(BENCH_ARGS)
