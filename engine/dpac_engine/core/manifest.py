@@ -46,16 +46,47 @@ class SegmentRef(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class MemberState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A member at this repository. `ready_lsn` None: still being seeded, `seed_position` says how far."""
+    """A member at this repository."""
 
     uid: str
     kind: str
     name: str
-    ready_lsn: int | None = None
-    seed_position: int = 0
-    """Next byte to fill for a volume that is being seeded."""
+    content: int = 0
+    """Rises when the member's content changed unseen: then what is here is seeded anew."""
+    ready: list[tuple[int, int | None]] = []
+    """Half-open LSN ranges in which the member is recoverable; the last one may be open-ended."""
+    seed_position: int | None = None
+    """While the member is being seeded: the next byte to fill (volumes; 0 for others)."""
     founding: bool = False
-    """It was there at the repository's first seed: no checkpoint is recoverable before it is ready."""
+    """It was there from the group's first seed on: no checkpoint is recoverable before it is."""
+
+    @property
+    def is_ready(self) -> bool:
+        """It is recoverable now."""
+        return bool(self.ready) and self.ready[-1][1] is None
+
+    def covers(self, lsn: int) -> bool:
+        """It is recoverable at a checkpoint of that LSN."""
+        return any(begin <= lsn and (end is None or lsn < end) for begin, end in self.ready)
+
+    def joined_by(self, lsn: int) -> bool:
+        """It was seeded at least once by that LSN."""
+        return bool(self.ready) and self.ready[0][0] <= lsn
+
+    def reseeding(self, from_lsn: int, content: int) -> MemberState:
+        """The member once its seed begins (again): not recoverable from `from_lsn` on until that is done."""
+        ready = list(self.ready)
+        if self.is_ready:
+            ready[-1] = (ready[-1][0], max(from_lsn, ready[-1][0]))
+        return msgspec.structs.replace(self, ready=ready, seed_position=0, content=content)
+
+    def at_seed_position(self, position: int) -> MemberState:
+        """The member once its seed has come that far."""
+        return msgspec.structs.replace(self, seed_position=position)
+
+    def seeded(self, lsn: int) -> MemberState:
+        """The member once it is seeded: recoverable from `lsn` on."""
+        return msgspec.structs.replace(self, ready=[*self.ready, (lsn, None)], seed_position=None)
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -75,6 +106,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     cursor: dict[str, int]
     members: dict[str, MemberState]
     """Member ordinal (as text) -> its state."""
+    log_from: int = 0
+    """From this LSN to the cursor the log is here without a gap."""
     add: list[SegmentRef] = []
     drop: list[str] = []
     complete: bool = False
@@ -153,13 +186,22 @@ class RepositoryState(msgspec.Struct, frozen=True):
         """Bytes of all live segments."""
         return sum(ref.bytes for ref in self.segments.values())
 
-    @property
-    def recoverable_from_lsn(self) -> int | None:
-        """The least LSN at which a checkpoint is recoverable here; None while the founding members are being seeded."""
-        ready = [member.ready_lsn for member in self.members.values() if member.founding]
-        if None in ready:
-            return None
-        return max((lsn for lsn in ready if lsn is not None), default=0)
+    def recoverable_members(self, ordinals: Iterable[int], lsn: int) -> set[int] | None:
+        """Of the members in a mark, those its checkpoint holds here; None if it is not recoverable here.
+
+        A member joins once it is seeded, and the others do not wait for it, but for the founding ones; a member
+        that had joined and is being seeded anew makes a gap.
+        """
+        held: set[int] = set()
+        for ordinal in ordinals:
+            member = self.members.get(ordinal)
+            if member is None:
+                continue
+            if member.covers(lsn):
+                held.add(ordinal)
+            elif member.founding or member.joined_by(lsn):
+                return None
+        return held or None
 
     def complete_manifest(self, manifest: Manifest) -> Manifest:
         """`manifest` rewritten so that nothing before it is needed."""

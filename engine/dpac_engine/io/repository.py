@@ -187,19 +187,20 @@ class RepositoryReader:
             )
         return self.state
 
-    def available_from_lsn(self) -> int | None:
-        """Checkpoints at this LSN and after it are recoverable; None: none is yet."""
-        return self.state.recoverable_from_lsn if self.state else None
-
     def refs(self) -> list[SegmentRef]:
         """Live segments in LSN order."""
         segments = self.state.segments.values() if self.state else ()
         return sorted(segments, key=lambda ref: (ref.lsn_from, ref.lsn_to, ref.name))
 
     def ranges(self) -> list[SegmentRef]:
-        """Segments with recoverable checkpoints, oldest first; their `marks` say which."""
-        start = self.available_from_lsn()
-        return [] if start is None else [ref for ref in self.refs() if ref.marks and ref.lsn_to >= start]
+        """Segments that may hold recoverable checkpoints, oldest first; their `marks` say which."""
+        if self.state is None:
+            return []
+        founding = [member.ready for member in self.state.members.values() if member.founding]
+        if not founding or not all(founding):
+            return []
+        start = max(ready[0][0] for ready in founding)
+        return [ref for ref in self.refs() if ref.marks and ref.lsn_to > start]
 
     def marks(
         self,
@@ -208,14 +209,16 @@ class RepositoryReader:
         wanted: Callable[[SegmentRef], bool] = lambda _: True,
     ) -> Iterator[Mark]:
         """Recoverable checkpoints, newest first; `wanted` tells which segments are worth opening."""
-        start, count = self.available_from_lsn() or 0, 0
+        count = 0
         for ref in reversed(self.ranges()):
             if ref.marks is None or not wanted(ref):
                 continue
             if before_sequence is not None and ref.marks.first_sequence >= before_sequence:
                 continue
             for mark in reversed(self.segment(ref).reader.marks()):
-                if mark.lsn < start or (before_sequence is not None and mark.sequence >= before_sequence):
+                if before_sequence is not None and mark.sequence >= before_sequence:
+                    continue
+                if not self.members_at(mark):
                     continue
                 yield mark
                 count += 1
@@ -238,12 +241,10 @@ class RepositoryReader:
         return Image(lambda: [self.segment(ref) for ref in refs], mark.lsn)
 
     def members_at(self, mark: Mark) -> dict[int, MemberState]:
-        """The members that the checkpoint holds here: those seeded by then and in it."""
-        return {
-            ordinal: member
-            for ordinal, member in self._state().members.items()
-            if member.ready_lsn is not None and member.ready_lsn <= mark.lsn and str(ordinal) in mark.body.cuts
-        }
+        """The members that the checkpoint holds here, by ordinal; empty if it is not recoverable here."""
+        state = self._state()
+        held = state.recoverable_members((int(ordinal) for ordinal in mark.body.cuts), mark.lsn)
+        return {ordinal: state.members[ordinal] for ordinal in sorted(held or ())}
 
     def verify(self, progress: Callable[[int], None]) -> Iterator[Finding]:
         """Read every live object and authenticate every byte; `progress` is told bytes read."""
@@ -406,6 +407,7 @@ class RepositoryWriter:
         members: dict[int, MemberState],
         membership_version: int,
         spec: int,
+        log_from: int,
         add: Iterable[SegmentRef] = (),
         drop: Iterable[str] = (),
     ) -> RepositoryState:
@@ -425,6 +427,7 @@ class RepositoryWriter:
             epochs=list(epochs),
             cursor=cursor,
             members={str(ordinal): member for ordinal, member in members.items()},
+            log_from=log_from,
             add=list(add),
             drop=list(drop),
         )

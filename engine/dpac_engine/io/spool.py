@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ SPARE_FILES = 2
 """Recycled files kept ready, so that the append path never allocates."""
 _PADDING = bytes(ALIGNMENT_BYTES)
 
-Call = Callable[[Callable[[], None]], None]
+Call = Callable[[Callable[[], None]], object]
 """Runs a callable on the event loop's thread (`loop.call_soon_threadsafe`)."""
 
 
@@ -201,11 +202,10 @@ class Spool:
                     os.fdatasync(self._files[index].fd)
             except OSError as error:
                 # fsync is never tried again: the kernel may have dropped what it could not write.
-                failure = error
-                self._call(lambda: self._settle(0, failure))
+                self._call(partial(self._settle, 0, error))
                 return
             durable = head
-            self._call(lambda lsn=head: self._settle(lsn, None))  # type: ignore[misc]
+            self._call(partial(self._settle, head, None))
             self._make_spare()
 
     def _settle(self, durable: int, error: OSError | None) -> None:
@@ -223,7 +223,7 @@ class Spool:
     def _make_spare(self) -> None:
         # In the commit thread, ahead of need: when the current file is half full and no spare is at hand.
         if not self._spares and self.head_lsn % FILE_BYTES > FILE_BYTES // 2:
-            path = self._folder / f"{self.head_lsn:016x}.spare"
+            path = self._folder / f"new-{self.head_lsn:016x}.spare"
             try:
                 _allocate(path)
             except OSError:

@@ -1,0 +1,421 @@
+"""A group at work in a worker: its spool, members, checkpoints and legs (a `runtime.Runtime`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from dpac_api.errors import DpacError, Invalid
+from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, TargetSpec
+from dpac_engine.control import group_state, group_status
+from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.group_state import GroupState, LegMemory
+from dpac_engine.control.member import DirectoryFactory, Member
+from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper
+from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, decode_mark
+from dpac_engine.core.ports import Clock
+from dpac_engine.core.records import Flags, Header, Kind
+from dpac_engine.core.stamps import Stamps
+from dpac_engine.io import spool as spool_module
+from dpac_engine.io.files import replace_file
+from dpac_engine.io.nbd.export import Export
+from dpac_engine.io.repository import RepositoryWriter, SpecObject
+from dpac_engine.io.spool import FILE_BYTES, Entry, Identity, Spool
+
+log = logging.getLogger(__name__)
+
+MARK_SECONDS = 1.0
+MAINTAIN_SECONDS = 1.0
+ATTACH_RETRY_SECONDS = 5.0
+
+
+class GroupDeps(NamedTuple):
+    """What wiring gives a group."""
+
+    clock: Clock
+    executor: Executor
+    open_writer: Callable[[WorkerAssignment, TargetSpec], RepositoryWriter]
+    compactor: Callable[[WorkerAssignment, LegSpec], Compactor]
+    directory: DirectoryFactory
+
+
+@dataclass
+class _Change:
+    """Changes between two marks: everything before `end_lsn`, none older than `stamp`."""
+
+    end_lsn: int
+    stamp: int
+
+
+class Group:
+    """One group. Everything but file work runs on the event loop it was started on."""
+
+    def __init__(self, assignment: WorkerAssignment, folder: Path, deps: GroupDeps) -> None:
+        self.assignment = assignment
+        self.folder = folder
+        self._deps = deps
+        self.state = GroupState()
+        self.members: dict[int, Member] = {}
+        self.legs: dict[str, Shipper] = {}
+        self.journal_error: str = ""
+        self._since: dict[str, datetime] = {}
+        self._changes: deque[_Change] = deque()
+        self._marked_lsn = 0
+        self._changed_since_ns = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._applying = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._stamps = Stamps()
+        self.spool: Spool
+
+    # ------------------------------------------------------------------ what legs see (shipper.GroupView)
+
+    @property
+    def shard_uid(self) -> str:
+        """The shard."""
+        return self.assignment.shard_uid
+
+    @property
+    def epochs(self) -> list[tuple[int, int]]:
+        """(epoch, LSN at which it began)."""
+        return self.state.epochs
+
+    @property
+    def membership_version(self) -> int:
+        """Of the newest record."""
+        return self.assignment.membership_version
+
+    @property
+    def spec_number(self) -> int:
+        """Which declaration is in force: its generation."""
+        return self.assignment.generation
+
+    def spec_object(self) -> SpecObject:
+        """The declaration, for the repository."""
+        return SpecObject(
+            self.assignment.name,
+            self.assignment.site_uid,
+            self.assignment.generation,
+            self.assignment.spec.model_dump(mode="json"),
+        )
+
+    def member_infos(self) -> Mapping[int, MemberInfo]:
+        """Ordinal -> member."""
+        return {ordinal: member.info() for ordinal, member in self.members.items()}
+
+    def oldest_change_ns(self, since_lsn: int) -> int | None:
+        """See `shipper.GroupView.oldest_change_ns`."""
+        for change in self._changes:
+            if change.end_lsn > since_lsn:
+                return change.stamp
+        return self._changed_since_ns if self.spool.head_lsn > max(self._marked_lsn, since_lsn) else None
+
+    def stamp(self) -> int:
+        """Hybrid time."""
+        return self._stamps.next(self._deps.clock.now_ns(), self._deps.clock.monotonic_ns())
+
+    # ------------------------------------------------------------------ start and end
+
+    async def start(self) -> None:
+        """See `runtime.Runtime.start`."""
+        recovered = await self._loop.run_in_executor(self._deps.executor, self._recover)
+        for record in recovered:
+            if record[0].member in self.members:
+                self.members[record[0].member].found(*record)
+        self._set_members()
+        for member in self.members.values():
+            await member.attach()
+        self.mark()
+        self._set_legs()
+        self._tasks = [
+            asyncio.create_task(self._mark_forever(), name="mark"),
+            asyncio.create_task(self._maintain_forever(), name="maintain"),
+        ]
+
+    def _recover(self) -> list[tuple[Header, memoryview]]:
+        """Read state and spool; returns the records that members may not have applied. Blocks."""
+        loaded = group_state.load(self.folder / "state.json")
+        self.state = loaded or GroupState(
+            epochs=[(self.assignment.epoch, 0)],
+            legs={name: LegMemory(0) for name in self.assignment.spec.replication},
+        )
+        if self.assignment.epoch != self.state.epochs[-1][0]:
+            raise Invalid(f"Epoch {self.assignment.epoch} was assigned, but this host has {self.state.epochs[-1][0]}.")
+        tag = int.from_bytes(bytes.fromhex(self.shard_uid)[:4], "little")
+        records = list(spool_module.scan(self.folder / "spool", self.state.scan_lsn, tag))
+        while records and records[-1][0].flags & Flags.RUN_CONTINUES:
+            records.pop()  # its run was cut short by the crash: none of it counts
+        head = records[-1][0].next_lsn if records else self.state.scan_lsn
+        for header, payload in records:
+            if header.kind == Kind.MARK:
+                mark = decode_mark(header.epoch, header.lsn, header.stamp, payload)
+                self.state.sequence = max(self.state.sequence, mark.sequence)
+        self._stamps = Stamps(max([self.state.stamp, *(header.stamp for header, _ in records)]))
+        self.state.incarnation += 1
+        self._store_state()
+        released = min([self.state.scan_lsn, *(leg.cursor for leg in self.state.legs.values() if not leg.lost)])
+        self.spool = Spool(
+            self.folder / "spool",
+            Identity(tag, self.assignment.epoch, self.state.incarnation),
+            head,
+            released,
+            self._loop.call_soon_threadsafe,
+            self.stamp,
+            self._journal_failed,
+        )
+        self._marked_lsn = head
+        if records:
+            self._changes.append(_Change(head, records[0][0].stamp))
+        self._set_members()
+        return records
+
+    async def stop(self) -> None:
+        """See `runtime.Runtime.stop`."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for leg in self.legs.values():
+            await leg.stop()
+        self.mark()
+        for member in self.members.values():
+            await member.detach()
+        await self._store()
+        await asyncio.to_thread(self.spool.stop)
+
+    async def drop(self) -> None:
+        """See `runtime.Runtime.drop`."""
+        await self.stop()
+        await asyncio.to_thread(shutil.rmtree, self.folder, True)
+
+    async def apply(self, assignment: WorkerAssignment) -> None:
+        """See `runtime.Runtime.apply`."""
+        async with self._applying:
+            self.assignment = assignment
+            await self._drop_members()
+            self._set_members()
+            for member in self.members.values():
+                await member.attach()
+            await self._drop_legs()
+            self._set_legs()
+            self.mark()
+
+    # ------------------------------------------------------------------ members and legs
+
+    def _set_members(self) -> None:
+        for name, identity in self.assignment.members.items():
+            spec = self.assignment.spec.members[name]
+            if identity.ordinal in self.members:
+                self.members[identity.ordinal].respecify(name, spec)
+                continue
+            self.members[identity.ordinal] = Member(
+                name, identity, spec, self.state, self.folder / "members" / identity.uid, self.spool, self._deps.executor,
+                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4,
+            )  # fmt: skip
+
+    async def _drop_members(self) -> None:
+        kept = {identity.ordinal for identity in self.assignment.members.values()}
+        for ordinal in [ordinal for ordinal in self.members if ordinal not in kept]:
+            await self.members.pop(ordinal).detach()
+            self.state.members.pop(ordinal, None)
+
+    def _set_legs(self) -> None:
+        for name, spec in self.assignment.spec.replication.items():
+            leg = self.legs.get(name)
+            if leg is not None:
+                leg.spec, leg.compactor = spec, self._deps.compactor(self.assignment, spec)
+                leg.nudge()
+                continue
+            # A leg added to a group at work takes the log from now on, and seeds what came before.
+            memory = self.state.legs.setdefault(name, LegMemory(self.spool.head_lsn))
+            self.legs[name] = Shipper(
+                name,
+                spec,
+                self,
+                self._writer_of(name),
+                self._deps.compactor(self.assignment, spec),
+                memory,
+            )
+            self.legs[name].start()
+
+    def _writer_of(self, leg: str) -> Callable[[], RepositoryWriter]:
+        def open_writer() -> RepositoryWriter:
+            target = self.assignment.spec.replication[leg].target
+            return self._deps.open_writer(self.assignment, self.assignment.targets[target])
+
+        return open_writer
+
+    async def _drop_legs(self) -> None:
+        wanted = self.assignment.spec.replication
+        for name in list(self.legs):
+            if name not in wanted or wanted[name].target != self.legs[name].spec.target:
+                await self.legs.pop(name).stop()
+                self.state.legs.pop(name, None)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def mark(
+        self, *, tags: tuple[str, ...] = (), app: bool = False, cuts: Mapping[int, CutBody] | None = None
+    ) -> Mark | None:
+        """Append a checkpoint; None while the journal cannot take one (`journal_error`)."""
+        if self.journal_error:
+            return None
+        now_cuts = {ordinal: member.cut() for ordinal, member in self.members.items()} | dict(cuts or {})
+        body = MarkBody(
+            sequence=self.state.sequence + 1,
+            membership_version=self.membership_version,
+            cuts={str(ordinal): cut for ordinal, cut in now_cuts.items() if cut is not None},
+            app=app,
+            tags=list(tags),
+        )
+        if self.spool.head_lsn > self._marked_lsn:
+            self._changes.append(_Change(self.spool.head_lsn, self._changed_since_ns))
+        stamp = self.stamp()
+        try:
+            (lsn,) = self.spool.append([Entry(Kind.MARK, 0, 0, 0, 0, body.encode())])
+        except OSError as error:
+            self._journal_failed(error)
+            return None
+        self.state.sequence += 1
+        self._marked_lsn = self.spool.head_lsn
+        self._changed_since_ns = stamp
+        self.spool.when_durable(self.spool.head_lsn, lambda _: None)
+        return Mark(self.epochs[-1][0], lsn, stamp, body)
+
+    async def _mark_forever(self) -> None:
+        next_at = self._loop.time()
+        while True:
+            next_at = max(next_at + MARK_SECONDS, self._loop.time())
+            await asyncio.sleep(next_at - self._loop.time())
+            self.mark()
+            for leg in self.legs.values():
+                leg.nudge()
+
+    async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
+        """See `runtime.Runtime.checkpoint`."""
+        cuts: dict[int, CutBody] = {}
+        if request.app:
+            quiesced = [member for member in self.members.values() if member.has_blueprint]
+            if not quiesced:
+                raise Invalid(
+                    f"Group {self.assignment.name} has no member with a blueprint, so there is nothing to quiesce. "
+                    "Give a member a `blueprint`, or ask for a plain checkpoint."
+                )
+            for member in quiesced:
+                cuts[member.ordinal] = await member.barrier()
+        mark = self.mark(tags=(request.tag,) if request.tag else (), app=request.app, cuts=cuts)
+        if mark is None:
+            raise DpacError(f"No checkpoint can be taken: {self.journal_error}")
+        await self._wait_durable()
+        for leg in self.legs.values():
+            leg.nudge()
+        return group_status.checkpoint_of(mark, self.shard_uid, self._names())
+
+    async def _wait_durable(self) -> None:
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def settle(error: OSError | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(DpacError(f"The journal failed: {error}. The group goes on without checkpoints."))
+
+        self.spool.when_durable(self.spool.head_lsn, settle)
+        await done
+
+    def _names(self) -> dict[int, str]:
+        return {ordinal: member.name for ordinal, member in self.members.items()}
+
+    async def ship(self) -> None:
+        """See `runtime.Runtime.ship`."""
+        await self._wait_durable()
+        await asyncio.gather(*(leg.ship_now() for leg in self.legs.values()))
+
+    # ------------------------------------------------------------------ upkeep
+
+    async def _maintain_forever(self) -> None:
+        attach_at = 0.0
+        while True:
+            await asyncio.sleep(MAINTAIN_SECONDS)
+            try:
+                if self._loop.time() >= attach_at:
+                    attach_at = self._loop.time() + ATTACH_RETRY_SECONDS
+                    for member in list(self.members.values()):
+                        await member.attach()
+                for member in list(self.members.values()):
+                    await member.sync()
+                self._hold_quota()
+                await self._store()
+            except Exception:
+                log.exception("upkeep of group %s failed", self.assignment.name)
+
+    async def _store(self) -> None:
+        """Remember how far everything is, durably; then the spool may recycle what is needed no more."""
+        head = self.spool.durable_lsn
+        self.state.scan_lsn = max(self.state.scan_lsn, min([head, *(m.applied_lsn for m in self.members.values())]))
+        self.state.stamp = self.stamp()
+        cursors = [leg.memory.cursor for leg in self.legs.values() if not leg.memory.lost]
+        await asyncio.to_thread(self._store_state)
+        keep = min([self.state.scan_lsn, *cursors])
+        while self._changes and self._changes[0].end_lsn <= keep:
+            self._changes.popleft()
+        self.spool.release(keep)
+
+    def _store_state(self) -> None:
+        replace_file(self.folder / "state.json", group_state.encode(self.state))
+
+    def _hold_quota(self) -> None:
+        """Near the spool's limit: first hurry the volumes, slow the clients; at the limit let the slowest leg go."""
+        limit, used = self.assignment.spec.journal.spool_max.bytes, self.spool.head_lsn - self.spool.released_lsn
+        unapplied = self.spool.head_lsn - min([self.spool.head_lsn, *(m.applied_lsn for m in self.members.values())])
+        for member in self.members.values():
+            member.press(used > limit // 2, unapplied > limit - 2 * FILE_BYTES)
+        if used <= limit - 2 * FILE_BYTES:
+            return
+        for leg in self.legs.values():
+            behind = self.spool.head_lsn - leg.memory.cursor
+            if not leg.memory.lost and behind > limit - 3 * FILE_BYTES:
+                log.warning(
+                    "leg %s of %s is %d bytes behind: the spool is full", leg.name, self.assignment.name, behind
+                )
+                leg.memory.lost = True
+                leg.nudge()
+
+    def _journal_failed(self, error: OSError) -> None:
+        """The law: the application goes on, without checkpoints, visibly."""
+        if self.journal_error:
+            return
+        self.journal_error = f"the spool {self.folder / 'spool'} failed: {error.strerror}"
+        log.error("group %s: %s", self.assignment.name, self.journal_error)
+        for member in self.members.values():
+            member.write_through()
+
+    # ------------------------------------------------------------------ faces
+
+    def since(self, condition: str, now: datetime) -> datetime:
+        """Since when a condition has held, if it held at the last look too."""
+        return self._since.setdefault(condition, now)
+
+    def status(self) -> GroupStatus:
+        """See `runtime.Runtime.status`."""
+        status = group_status.of(self)
+        holding = {group_status.key(condition) for condition in status.conditions}
+        self._since = {name: since for name, since in self._since.items() if name in holding}
+        return status
+
+    def exports(self) -> Mapping[str, Export]:
+        """See `runtime.Runtime.exports`."""
+        return {
+            f"{self.assignment.name}/{member.name}": member.volume
+            for member in self.members.values()
+            if member.volume is not None
+        }

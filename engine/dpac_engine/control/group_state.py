@@ -1,0 +1,66 @@
+"""What a group remembers on this host beside its spool: `groups/<uid>/state.json`, replaced atomically."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from dpac_api.errors import Corruption
+
+
+class MemberMemory(msgspec.Struct):
+    """A member between two runs."""
+
+    uid: str
+    kind: str
+    path: str
+    start_lsn: int
+    """Where its first record may lie."""
+    seeded_lsn: int | None = None
+    """Directories: the log holds all of it before this LSN."""
+    content: int = 0
+    """Rises when its content changed unseen, so that every leg seeds it anew."""
+    content_began: bool = False
+    """It was attached once: a missing file is a loss, not something to create."""
+    signature: tuple[int, int, int] | None = None
+    """Volumes: how the file was left by a clean detach (size, mtime, inode)."""
+
+
+class LegMemory(msgspec.Struct):
+    """A leg between two runs."""
+
+    cursor: int
+    """The log before this LSN is at the target, or not wanted there."""
+    lost: bool = False
+    """The spool could not wait for it: it must be seeded anew."""
+
+
+class GroupState(msgspec.Struct):
+    """The whole of it."""
+
+    incarnation: int = 0
+    sequence: int = 0
+    scan_lsn: int = 0
+    """Everything before it is in the volumes' files and the directories' indexes, durably."""
+    stamp: int = 0
+    members: dict[int, MemberMemory] = {}
+    legs: dict[str, LegMemory] = {}
+    epochs: list[tuple[int, int]] = []
+
+
+def load(path: Path) -> GroupState | None:
+    """The remembered state, None for a new group; Corruption if it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=GroupState)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise Corruption(
+            f"{path} cannot be read: {error}. Restore the group from a target (`dpac restore`)."
+        ) from error
+
+
+def encode(state: GroupState) -> bytes:
+    """The bytes to store."""
+    return msgspec.json.encode(state)

@@ -1,0 +1,141 @@
+"""What a group at work says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from dpac_api.models import (
+    Checkpoint,
+    Condition,
+    Cut,
+    DataState,
+    GroupStatus,
+    LegStatus,
+    SlaState,
+)
+from dpac_engine.control.moments import moment
+from dpac_engine.control.shipper import Shipper
+from dpac_engine.core.checkpoints import CutBody, Mark
+
+if TYPE_CHECKING:
+    from dpac_engine.control.group import Group
+
+_WORST = (
+    DataState.CONTINUOUS,
+    DataState.BACKLOG,
+    DataState.INITIAL_SYNC,
+    DataState.FULL_RESYNC,
+    DataState.DISCONNECTED,
+    DataState.STALLED,
+)
+
+
+def cut_of(body: CutBody) -> Cut:
+    """A member's cut as the API tells it."""
+    return Cut(
+        kind=body.kind,  # type: ignore[arg-type]
+        as_of=moment(body.as_of_ns) if body.as_of_ns else None,
+        skew_seconds=body.skew_ns / 1e9 if body.kind == "observed" else None,
+    )
+
+
+def checkpoint_of(mark: Mark, shard_uid: str, names: dict[int, str]) -> Checkpoint:
+    """A mark as the API tells it, without what targets have of it."""
+    return Checkpoint(
+        id=mark.id,
+        time=moment(mark.stamp_ns),
+        lsn={shard_uid: mark.lsn},
+        membership_version=mark.body.membership_version,
+        consistency="app" if mark.body.app else "crash",
+        tags=mark.body.tags,
+        cuts={names[int(ordinal)]: cut_of(cut) for ordinal, cut in mark.body.cuts.items() if int(ordinal) in names},
+    )
+
+
+def of(group: Group) -> GroupStatus:
+    """The group's status now."""
+    legs = {name: _leg(leg) for name, leg in group.legs.items()}
+    members = {member.name: member.status(_seeded(group, ordinal)) for ordinal, member in group.members.items()}
+    seeded = bool(members) and all(member.seeded for member in members.values())
+    late = any(leg.lag_seconds > leg.rpo_seconds for leg in legs.values())
+    copied = bool(legs) and all(leg.latest_checkpoint is not None for leg in legs.values())
+    attached = all(member.state == "Attached" for member in members.values())
+    return GroupStatus(
+        data_state=max((leg.data_state for leg in legs.values()), key=_WORST.index, default=DataState.CONTINUOUS),
+        sla_state=SlaState.RPO_NOT_MET if late else SlaState.MEETING,
+        protected=seeded and copied and attached and not late and not group.journal_error,
+        seeded=seeded,
+        checkpoint_sequence=group.state.sequence,
+        head_lsn=group.spool.head_lsn,
+        durable_lsn=group.spool.durable_lsn,
+        spool_bytes=group.spool.stored_bytes,
+        members=members,
+        legs=legs,
+        conditions=list(_conditions(group)),
+        observed_generation=group.assignment.generation,
+    )
+
+
+def _seeded(group: Group, ordinal: int) -> bool:
+    """The member is recoverable at every leg that has anything."""
+    states = [leg.repository for leg in group.legs.values()]
+    return bool(states) and all(
+        state is not None and ordinal in state.members and state.members[ordinal].is_ready for state in states
+    )
+
+
+def _leg(leg: Shipper) -> LegStatus:
+    state = leg.repository
+    marked = [ref.marks for ref in state.segments.values() if ref.marks] if state else []
+    newest = leg.last_mark if state and any(member.is_ready for member in state.members.values()) else None
+    return LegStatus(
+        target=leg.spec.target,
+        data_state=leg.data_state,
+        rpo_seconds=leg.spec.rpo.seconds,
+        lag_seconds=leg.lag_seconds,
+        lag_bytes=max(0, leg.group.spool.head_lsn - leg.memory.cursor),
+        seeded_fraction=leg.seeded_fraction,
+        shipped_lsn=leg.memory.cursor,
+        latest_checkpoint=newest.id if newest else None,
+        latest_checkpoint_time=moment(newest.stamp_ns) if newest else None,
+        oldest_checkpoint_time=moment(min(marks.first_stamp for marks in marked)) if newest and marked else None,
+        stored_bytes=state.stored_bytes if state else 0,
+        message=leg.message,
+    )
+
+
+def key(condition: Condition) -> str:
+    """What makes two conditions the same one."""
+    return f"{condition.type}/{condition.subject}"
+
+
+def _conditions(group: Group) -> Iterator[Condition]:
+    now = datetime.now(UTC)
+
+    def condition(kind: str, subject: str, message: str, severity: Literal["warning", "error"] = "error") -> Condition:
+        since = group.since(f"{kind}/{subject}", now)
+        return Condition(type=kind, subject=subject, message=message, since=since, severity=severity)
+
+    if group.journal_error:
+        yield condition(
+            "JournalFailed",
+            "group",
+            f"{group.journal_error}. Writes go straight to the volumes and are not protected. Replace the disk and "
+            "restart the backend.",
+        )
+    if not group.legs:
+        yield condition(
+            "NotReplicated",
+            "group",
+            "The group has no leg: nothing can be recovered. Add one to `replication`.",
+            "warning",
+        )
+    for member in group.members.values():
+        if member.error is not None:
+            kind = "MemberMissing" if member.error.code == "not_found" else "MemberFailed"
+            yield condition(kind, f"member/{member.name}", member.error.message)
+    for leg in group.legs.values():
+        if leg.message:
+            yield condition("TargetUnavailable", f"leg/{leg.name}", leg.message)

@@ -1,0 +1,310 @@
+"""A member at work: attached to its volume or directory, tried again while that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Protocol
+
+from dpac_api.errors import DpacError, Invalid, NotFound
+from dpac_api.models import Cut, DirectorySpec, MemberSpec, MemberStatus, VolumeSpec
+from dpac_engine.control.assignment import MemberAssignment
+from dpac_engine.control.group_state import GroupState, MemberMemory
+from dpac_engine.control.moments import nanoseconds
+from dpac_engine.control.shipper import MemberInfo
+from dpac_engine.core.checkpoints import CutBody
+from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode_key_change
+from dpac_engine.io.members.volume import Signature, Volume, signature_of
+from dpac_engine.io.spool import Entry, Spool
+
+log = logging.getLogger(__name__)
+
+
+class Directory(Protocol):
+    """A directory member (`io/members/directory.py`)."""
+
+    @property
+    def applied_lsn(self) -> int:
+        """The persisted index reflects the journal before this LSN."""
+
+    def replay(self, lsn_after: int, change: KeyChange) -> None:
+        """Take back a change that the index may lack; before `start`, in order."""
+
+    async def start(self) -> None:
+        """Begin to watch and capture."""
+
+    async def stop(self) -> None:
+        """Stop; the index is durable as far as the journal is."""
+
+    async def barrier(self) -> Cut:
+        """Quiesce by the blueprint and capture what was committed before the call."""
+
+    def cut(self) -> Cut:
+        """How exact it is in a checkpoint made now."""
+
+    def status(self) -> MemberStatus:
+        """What it does."""
+
+    @property
+    def seeded_lsn(self) -> int | None:
+        """The first full capture is in the journal before this LSN; None until then."""
+
+    def snapshot_changes(self) -> AsyncIterator[list[KeyChange]]:
+        """See `seeding.TreeSource`."""
+
+
+class DirectoryFactory(Protocol):
+    """Makes a directory member."""
+
+    def __call__(self, spec: DirectorySpec, journal: MemberJournal, index_folder: Path) -> Directory:
+        """Not started yet."""
+
+
+class MemberJournal:
+    """The journal as one key-value member sees it (a `ports.JournalWriter`)."""
+
+    def __init__(self, spool: Spool, ordinal: int) -> None:
+        self._spool = spool
+        self._ordinal = ordinal
+
+    def put(self, entries: Sequence[KeyChange]) -> int:
+        """See `JournalWriter.put`: a mark is appended by the same thread, so none can come between."""
+        encoded = [encode_key_change(change) for change in entries]
+        last = len(encoded) - 1
+        self._spool.append(
+            [
+                Entry(kind, 0 if at == last else 1, self._ordinal, 0, 0, payload)
+                for at, (kind, payload) in enumerate(encoded)
+            ]
+        )
+        return self._spool.head_lsn
+
+    async def wait_durable(self, lsn: int) -> None:
+        """See `JournalWriter.wait_durable`."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settle(error: OSError | None) -> None:
+            if not done.done():
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+        self._spool.when_durable(lsn, settle)
+        await done
+
+
+class Member:
+    """One member of a group at work."""
+
+    def __init__(
+        self,
+        name: str,
+        identity: MemberAssignment,
+        spec: MemberSpec,
+        state: GroupState,
+        folder: Path,
+        spool: Spool,
+        executor: Executor,
+        directory: DirectoryFactory,
+        pending_max: int,
+    ) -> None:
+        self.name = name
+        self.ordinal = identity.ordinal
+        self.spec = spec
+        self.volume: Volume | None = None
+        self.directory: Directory | None = None
+        self.error: DpacError | None = None
+        self._spool = spool
+        self._executor = executor
+        self._directory_factory = directory
+        self._pending_max = pending_max
+        self._folder = folder
+        self._found: list[tuple[Header, memoryview]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self.memory = state.members.setdefault(
+            self.ordinal, MemberMemory(identity.uid, spec.kind, spec.path, spool.head_lsn)
+        )
+
+    @property
+    def attached(self) -> bool:
+        """Its changes are being captured."""
+        return self.volume is not None or self.directory is not None
+
+    @property
+    def has_blueprint(self) -> bool:
+        """It can be quiesced."""
+        return isinstance(self.spec, DirectorySpec) and self.spec.blueprint is not None and self.directory is not None
+
+    def found(self, header: Header, payload: memoryview) -> None:
+        """Take back a record from the spool, before the first `attach`, in order."""
+        self._found.append((header, payload))
+
+    def respecify(self, name: str, spec: MemberSpec) -> None:
+        """Take a changed declaration: a volume grows; the rest is taken at the next attach."""
+        self.name, self.spec = name, spec
+        size_bytes = spec.size.bytes if isinstance(spec, VolumeSpec) and spec.size is not None else 0
+        if self.volume is not None and size_bytes > self.volume.size_bytes:
+            self.volume.resize(size_bytes)
+
+    async def attach(self) -> None:
+        """Attach if it is not; a failure is kept in `error` and tried again."""
+        if self.attached:
+            return
+        try:
+            if isinstance(self.spec, VolumeSpec):
+                await self._attach_volume(self.spec)
+            else:
+                await self._attach_directory(self.spec)
+            self.error, self._found = None, []
+        except DpacError as error:
+            self._fail(error)
+        except OSError as error:
+            self._fail(DpacError(f"{self.spec.path}: {error.strerror}. Check the file system it lies on."))
+
+    def _fail(self, error: DpacError) -> None:
+        if self.error is None or self.error.message != error.message:
+            log.warning("member %s: %s", self.name, error.message)
+        self.error = error
+
+    async def _attach_volume(self, spec: VolumeSpec) -> None:
+        path = Path(spec.path)
+        before = signature_of(path)
+        known = self.memory.signature
+        if before is None and spec.size is None:
+            raise NotFound(f"{path} is missing and has no `size` to create it with. Bring it back, or give `size`.")
+        if before is None and self.memory.content_began:
+            raise NotFound(f"{path} was protected and is missing now. Bring it back, or restore it (`dpac restore`).")
+        volume = Volume(path, self.ordinal, self._spool, asyncio.get_running_loop(), self._executor, self._pending_max)
+        try:
+            for header, _ in self._found:
+                volume.recover(header)
+            size = max(volume.size_bytes, spec.size.bytes if spec.size else 0)
+            if size == 0:
+                raise Invalid(f'{path} is empty and has no `size`. Give `size`, like `size="10GiB"`.')
+            if known is not None and before is not None and Signature(*known) != before:
+                self.memory.content += 1  # written to while it was detached: every target seeds it anew
+                log.warning("member %s: %s was changed while it was detached", self.name, path)
+            volume.resize(size)
+        except BaseException:
+            volume.close()
+            raise
+        self.memory.signature = None
+        self.memory.content_began = True
+        self.volume = volume
+        self._tasks = [asyncio.create_task(volume.write_behind(), name=f"write-behind-{self.name}")]
+
+    async def _attach_directory(self, spec: DirectorySpec) -> None:
+        directory = self._directory_factory(spec, MemberJournal(self._spool, self.ordinal), self._folder)
+        for header, payload in self._found:
+            if header.kind in (Kind.PUT, Kind.DELETE) and header.next_lsn > directory.applied_lsn:
+                keyspace, key, start = decode_key(payload)
+                value = None if header.kind == Kind.DELETE else bytes(payload[start:])
+                directory.replay(header.next_lsn, KeyChange(keyspace, key, value))
+        await directory.start()
+        self.directory = directory
+
+    async def detach(self) -> None:
+        """Drain it: every change is in the file or the index when this returns."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self.volume is not None:
+            volume, self.volume = self.volume, None
+            self.memory.signature = await volume.stop()
+        if self.directory is not None:
+            directory, self.directory = self.directory, None
+            await directory.stop()
+            self._drained_lsn = directory.applied_lsn
+
+    _drained_lsn: int | None = None
+
+    @property
+    def applied_lsn(self) -> int:
+        """The spool before this LSN is not needed for the member any more."""
+        if self.volume is not None:
+            return self._spool.head_lsn if self.volume.bypass else self.volume.synced_lsn
+        if self.directory is not None:
+            return self.directory.applied_lsn
+        if self._found:
+            return self._found[0][0].lsn
+        return self._spool.head_lsn if self._drained_lsn is None else max(self._drained_lsn, self._spool.head_lsn)
+
+    async def sync(self) -> None:
+        """Make what is applied durable."""
+        if self.volume is not None:
+            await self.volume.sync()
+
+    def press(self, hurry: bool, hold: bool) -> None:
+        """The spool fills: bring changes to the file at once; hold clients back."""
+        if self.volume is not None:
+            self.volume.backpressure = hold
+            if hurry:
+                self.volume.hurry()
+            self.volume.relieve()
+
+    def write_through(self) -> None:
+        """The journal failed: go on without it."""
+        if self.volume is not None:
+            self._tasks.append(asyncio.create_task(self.volume.write_through_from_now()))
+
+    # ------------------------------------------------------------------ checkpoints and legs
+
+    def cut(self) -> CutBody | None:
+        """How exact it is in a checkpoint made now; None if it is not in it."""
+        if self.volume is not None:
+            return CutBody("exact")
+        if self.directory is not None:
+            return _cut_body(self.directory.cut())
+        return None
+
+    async def barrier(self) -> CutBody:
+        """Quiesce and capture it."""
+        assert self.directory is not None
+        return _cut_body(await self.directory.barrier())
+
+    def info(self) -> MemberInfo:
+        """What legs need of it."""
+        memory = self.memory
+        directory = self.directory
+        if directory is not None and memory.seeded_lsn is None:
+            memory.seeded_lsn = directory.seeded_lsn
+        return MemberInfo(
+            memory.uid,
+            memory.kind,
+            self.name,
+            memory.content,
+            memory.start_lsn if memory.kind == "directory" else None,
+            memory.seeded_lsn,
+            self.volume or directory,
+        )
+
+    def status(self, seeded: bool) -> MemberStatus:
+        """What people see."""
+        if self.volume is not None:
+            failed = self.volume.error is not None
+            return MemberStatus(
+                kind="volume",
+                state="Failed" if failed else "Attached",
+                seeded=seeded,
+                size_bytes=self.volume.size_bytes,
+                unapplied_bytes=self.volume.pending_bytes,
+                message=str(self.volume.error) if failed else "",
+            )
+        if self.directory is not None:
+            return self.directory.status().model_copy(update={"seeded": seeded})
+        if self.error is None:
+            return MemberStatus(kind=self.spec.kind, state="Starting", seeded=seeded)
+        missing = isinstance(self.error, NotFound)
+        return MemberStatus(
+            kind=self.spec.kind, state="Missing" if missing else "Failed", seeded=seeded, message=self.error.message
+        )
+
+
+def _cut_body(cut: Cut) -> CutBody:
+    as_of = nanoseconds(cut.as_of) if cut.as_of else 0
+    return CutBody(cut.kind, as_of, int((cut.skew_seconds or 0) * 1e9))

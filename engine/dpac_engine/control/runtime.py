@@ -1,0 +1,38 @@
+"""What a worker process runs: one `Runtime` a group. `control/group.py` is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus
+from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.io.nbd.export import Export
+
+
+class Runtime(Protocol):
+    """A group at work. Every method belongs to the worker's event loop."""
+
+    async def start(self) -> None:
+        """Recover the journal and attach the members that can be attached; others are tried again later."""
+
+    async def apply(self, assignment: WorkerAssignment) -> None:
+        """Converge on a changed assignment without stopping capture of what stays."""
+
+    async def stop(self) -> None:
+        """Drain and detach: every change is in the volumes' files when this returns."""
+
+    async def drop(self) -> None:
+        """Stop, then delete what the group has on this host. Repositories are left alone."""
+
+    async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
+        """Mark the group now; returns once the mark is durable in the spool."""
+
+    async def ship(self) -> None:
+        """Make every leg ship what there is now; returns once each has, or is known to be disconnected."""
+
+    def status(self) -> GroupStatus:
+        """What the group does now."""
+
+    def exports(self) -> Mapping[str, Export]:
+        """Export name (`GROUP/MEMBER`) -> volume."""

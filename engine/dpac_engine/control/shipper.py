@@ -1,0 +1,484 @@
+"""A leg at work: it seals what its target does not have yet, and commits it by manifests.
+
+One task a leg. It alternates between the log (when due, `core/sealing.py`), seeds of members that the target does not
+have (`control/seeding.py`) and compaction; every step ends in a commit, so that a crash loses at most one step's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from dpac_api.errors import Conflict, DpacError, Temporary
+from dpac_api.models import AsyncLegSpec, DataState
+from dpac_engine.control.group_state import LegMemory
+from dpac_engine.control.seeding import Piece, Seeding, SeedSource
+from dpac_engine.core import sealing
+from dpac_engine.core.checkpoints import Mark, decode_mark
+from dpac_engine.core.manifest import MemberState, RepositoryState, SegmentRef
+from dpac_engine.core.records import Flags, Kind, decode_key
+from dpac_engine.core.segment import SegmentKind, SegmentWriter
+from dpac_engine.io.repository import RepositoryWriter, SpecObject
+from dpac_engine.io.spool import Spool
+
+log = logging.getLogger(__name__)
+
+SLICE_BYTES_MAX = 2 * sealing.SEGMENT_BYTES
+RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+REFUSED_RETRY_SECONDS = 30.0
+COMPACT_EVERY_SECONDS = 60.0
+WATCH_SECONDS = 1.0
+
+
+class MemberInfo(NamedTuple):
+    """A member as its legs need it."""
+
+    uid: str
+    kind: str
+    name: str
+    content: int
+    log_from_lsn: int | None
+    """The log from this LSN on tells all of it, without a seed; None: a target needs a seed."""
+    log_ready_lsn: int | None
+    """... once the log before this LSN is there; None: not yet."""
+    source: SeedSource | None
+    """None while it is not attached."""
+
+
+class GroupView(Protocol):
+    """What a leg asks of its group; on the event loop but for `spool.read` and the properties."""
+
+    @property
+    def spool(self) -> Spool:
+        """The shard's tail."""
+
+    @property
+    def shard_uid(self) -> str:
+        """The shard."""
+
+    @property
+    def epochs(self) -> list[tuple[int, int]]:
+        """(epoch, LSN at which it began), oldest first."""
+
+    @property
+    def membership_version(self) -> int:
+        """Of the newest record."""
+
+    @property
+    def spec_number(self) -> int:
+        """Which declaration is in force."""
+
+    def spec_object(self) -> SpecObject:
+        """The declaration, for the repository."""
+
+    def member_infos(self) -> Mapping[int, MemberInfo]:
+        """Ordinal -> member."""
+
+    def oldest_change_ns(self, since_lsn: int) -> int | None:
+        """Stamp of the oldest change at or after an LSN; None if there are only marks."""
+
+    def stamp(self) -> int:
+        """Hybrid time, nanoseconds."""
+
+
+Commit = Callable[[Sequence[SegmentRef], Sequence[str]], RepositoryState]
+"""Commits segments that join and names that leave; blocks."""
+
+
+class Compactor(Protocol):
+    """Thins a repository by age and size (`control/compaction.py`)."""
+
+    def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
+        """Do one step of it, in a thread; False if nothing is left to do."""
+
+
+class _Slice(NamedTuple):
+    rows: SegmentWriter
+    marks: list[Mark]
+    to_lsn: int
+    stamps: tuple[int, int]
+
+
+@dataclass
+class Shipper:
+    """One leg of one group."""
+
+    name: str
+    spec: AsyncLegSpec
+    group: GroupView
+    open_writer: Callable[[], RepositoryWriter]
+    compactor: Compactor
+    memory: LegMemory
+    data_state: DataState = DataState.INITIAL_SYNC
+    message: str = ""
+    last_mark: Mark | None = None
+    _writer: RepositoryWriter | None = None
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _forced_to_lsn: int = 0
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _log_from: int = 0
+    _spec_stored: int = -1
+    _compact_at: float = 0.0
+    _seeding: Seeding | None = None
+    _task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to ship."""
+        self._task = asyncio.create_task(self._run(), name=f"leg-{self.name}")
+
+    async def stop(self) -> None:
+        """Stop; a step that was under way is done again or found done by the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._settled.set()
+
+    def nudge(self) -> None:
+        """Something was appended: look whether it is due."""
+        self._wake.set()
+
+    async def ship_now(self) -> None:
+        """Ship all that is durable now; returns once done, or once the target proves to be away."""
+        self._forced_to_lsn = self.group.spool.durable_lsn
+        self._settled.clear()
+        self._wake.set()
+        await self._settled.wait()
+
+    @property
+    def repository(self) -> RepositoryState | None:
+        """What the target has, as far as this leg knows."""
+        return self._writer.state if self._writer else None
+
+    @property
+    def seeded_fraction(self) -> float:
+        """How much of the members' seeds is at the target, 0 to 1."""
+        infos, members = self.group.member_infos(), self._members()
+        done = sum(
+            1.0 if members[ordinal].is_ready else self._seed_fraction(ordinal)
+            for ordinal in infos
+            if ordinal in members
+        )
+        return done / len(infos) if infos else 1.0
+
+    def _seed_fraction(self, ordinal: int) -> float:
+        if self._seeding is None or self._seeding.ordinal != ordinal:
+            return 0.0
+        size = getattr(self._seeding.source, "size_bytes", 0)
+        return min(self._seeding.position / size, 1.0) if size else 0.0
+
+    # ------------------------------------------------------------------ the loop
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                if self._writer is None:
+                    await self._open()
+                await self._step()
+                failures = 0
+            except Temporary as error:
+                self._failed(DataState.DISCONNECTED, error)
+                await self._pause(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+                failures += 1
+            except Conflict as error:
+                self._failed(DataState.STALLED, error)
+                await self._pause(REFUSED_RETRY_SECONDS)
+            except DpacError as error:
+                self._failed(DataState.DISCONNECTED, error)
+                await self._pause(REFUSED_RETRY_SECONDS)
+            except Exception:
+                log.exception("leg %s failed", self.name)
+                self._failed(
+                    DataState.STALLED, DpacError("The leg failed by a defect in dpac; its log has the details.")
+                )
+                await self._pause(REFUSED_RETRY_SECONDS)
+
+    def _failed(self, state: DataState, error: DpacError) -> None:
+        if self.message != error.message:
+            log.warning("leg %s: %s", self.name, error.message)
+        self.data_state, self.message = state, error.message
+        self._writer = self._seeding = None
+        self._settled.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until somebody wants something shipped."""
+        self._wake.clear()
+        deadline = asyncio.get_running_loop().time() + seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while self._settled.is_set():
+                    await self._wake.wait()
+                    self._wake.clear()
+
+    async def _open(self) -> None:
+        writer = await asyncio.to_thread(self._open_blocking)
+        state, memory = writer.state, self.memory
+        self._log_from = memory.cursor
+        if state is not None:
+            cursor = state.cursor.get(self.group.shard_uid, memory.cursor)
+            if cursor > self.group.spool.head_lsn:
+                raise Conflict(
+                    f"The target is ahead of this journal (LSN {cursor} against {self.group.spool.head_lsn}): this host's "
+                    "spool was lost or is an old copy. Recover the group from the target, or use a new target."
+                )
+            self._log_from = state.last.log_from
+            memory.lost = memory.lost or cursor < self.group.spool.released_lsn
+            memory.cursor = memory.cursor if memory.lost else cursor
+        self._spec_stored = state.last.spec if state else -1
+        self.last_mark = await asyncio.to_thread(lambda: next(writer.reader.marks(limit=1), None))
+        self._writer = writer
+        self.message = ""
+
+    def _open_blocking(self) -> RepositoryWriter:
+        writer = self.open_writer()
+        writer.open()
+        return writer
+
+    async def _step(self) -> None:
+        """One piece of work, or a wait for some."""
+        if self.memory.lost:
+            await self._begin_resync()
+        due = self._due_in_seconds()
+        if due is not None and due <= 0:
+            await self._ship_log()
+        seeded = await self._seed_piece()
+        self._judge()
+        if seeded or (due is not None and due <= 0):
+            return
+        self._settled.set()
+        if await self._compact():
+            return
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_SECONDS if due is None else min(due, WATCH_SECONDS)):
+                await self._wake.wait()
+
+    def _due_in_seconds(self) -> float | None:
+        durable, cursor = self.group.spool.durable_lsn, self.memory.cursor
+        if cursor >= durable:
+            return None
+        if cursor < self._forced_to_lsn or self.repository is None or self._unmarked():
+            return 0.0
+        return sealing.due_in_seconds(durable - cursor, self._oldest_age_seconds(), self.spec.rpo.seconds)
+
+    def _oldest_age_seconds(self) -> float | None:
+        oldest = self.group.oldest_change_ns(self.memory.cursor)
+        return None if oldest is None else max(0, self.group.stamp() - oldest) / 1e9
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest change that is not at the target; 0 if there is none."""
+        return self._oldest_age_seconds() or 0.0
+
+    def _unmarked(self) -> bool:
+        """A member is whole at the target, or would be with what is here now, but no checkpoint there holds it yet."""
+        infos, members = self.group.member_infos(), self._members()
+        begins = [members[ordinal].ready[-1][0] for ordinal in infos if members[ordinal].is_ready]
+        if begins and (self.last_mark is None or self.last_mark.lsn < max(begins)):
+            return True
+        return any(info.log_ready_lsn is not None and self._by_log(members[at], info) for at, info in infos.items())
+
+    def _judge(self) -> None:
+        """Name the leg's state for people."""
+        members = self._members()
+        infos = self.group.member_infos()
+        waiting = [members[ordinal] for ordinal in infos if not members[ordinal].is_ready]
+        if waiting:
+            again = any(member.ready for member in waiting)
+            self.data_state = DataState.FULL_RESYNC if again else DataState.INITIAL_SYNC
+        elif self.lag_seconds > self.spec.rpo.seconds:
+            self.data_state = DataState.BACKLOG
+        else:
+            self.data_state = DataState.CONTINUOUS
+
+    # ------------------------------------------------------------------ log
+
+    async def _ship_log(self) -> None:
+        piece = await asyncio.to_thread(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
+        members = self._members()
+        for ordinal, info in self.group.member_infos().items():
+            ready = info.log_ready_lsn
+            if ready is not None and ready <= piece.to_lsn and self._by_log(members[ordinal], info):
+                members[ordinal] = members[ordinal].seeded(ready)
+        await asyncio.to_thread(self._store_slice, piece, members)
+        self.memory.cursor = piece.to_lsn
+        if piece.marks:
+            self.last_mark = piece.marks[-1]
+
+    def _slice(self, from_lsn: int, to_lsn: int) -> _Slice:
+        rows, marks, end = SegmentWriter(), [], from_lsn
+        first_stamp = last_stamp = 0
+        for header, payload in self.group.spool.read(from_lsn, to_lsn):
+            key, value = None, payload
+            if header.kind in (Kind.PUT, Kind.DELETE):
+                keyspace, name, start = decode_key(payload)
+                key, value = (keyspace, name), payload[start:]
+            elif header.kind == Kind.MARK:
+                marks.append(decode_mark(header.epoch, header.lsn, header.stamp, payload))
+            rows.add(
+                header.kind,
+                header.flags,
+                header.member,
+                header.lsn,
+                header.stamp,
+                header.offset,
+                header.length,
+                value,
+                key,
+            )
+            first_stamp, last_stamp, end = first_stamp or header.stamp, header.stamp, header.next_lsn
+            if rows.plain_bytes >= SLICE_BYTES_MAX and not header.flags & Flags.RUN_CONTINUES:
+                break
+        else:
+            end = to_lsn
+        return _Slice(rows, marks, end, (first_stamp, last_stamp))
+
+    def _store_slice(self, piece: _Slice, members: dict[int, MemberState]) -> None:
+        add = []
+        if len(piece.rows):
+            add.append(
+                self._put(piece.rows, piece.marks, SegmentKind.LOG, self.memory.cursor, piece.to_lsn, piece.stamps)
+            )
+        self._commit(members=members, cursor=piece.to_lsn, add=add)
+
+    def _put(
+        self,
+        rows: SegmentWriter,
+        marks: Sequence[Mark],
+        kind: SegmentKind,
+        from_lsn: int,
+        to_lsn: int,
+        stamps: tuple[int, int],
+    ) -> SegmentRef:
+        assert self._writer is not None
+        return self._writer.put_segment(
+            rows,
+            marks,
+            kind=kind,
+            shard_uid=self.group.shard_uid,
+            epoch=self.group.epochs[-1][0],
+            lsn_from=from_lsn,
+            lsn_to=to_lsn,
+            stamps=stamps,
+            membership_version=self.group.membership_version,
+            compression_level=self.spec.compression_level,
+        )
+
+    def _commit(
+        self,
+        *,
+        members: dict[int, MemberState] | None = None,
+        cursor: int | None = None,
+        add: Sequence[SegmentRef] = (),
+        drop: Sequence[str] = (),
+    ) -> RepositoryState:
+        """Create the next manifest, with a new spec object before it if the declaration changed. Blocks."""
+        writer, group = self._writer, self.group
+        assert writer is not None
+        number = group.spec_number
+        if number != self._spec_stored:
+            writer.put_spec(number, group.spec_object())
+        state = writer.commit(
+            epoch=group.epochs[-1][0],
+            epochs=group.epochs,
+            cursor={group.shard_uid: self.memory.cursor if cursor is None else cursor},
+            members=self._members() if members is None else members,
+            membership_version=group.membership_version,
+            spec=number,
+            log_from=self._log_from,
+            add=add,
+            drop=drop,
+        )
+        self._spec_stored = number
+        return state
+
+    # ------------------------------------------------------------------ members and seeds
+
+    def _members(self) -> dict[int, MemberState]:
+        """The members as the next manifest shall say: those of the last one, and those that joined since."""
+        state = self.repository
+        members = dict(state.members) if state else {}
+        for ordinal, info in self.group.member_infos().items():
+            if ordinal not in members:
+                members[ordinal] = MemberState(info.uid, info.kind, info.name, info.content, founding=state is None)
+        return members
+
+    def _by_log(self, member: MemberState, info: MemberInfo) -> bool:
+        """The log alone brings the member to this target: it was not there before the log began."""
+        return (
+            info.log_from_lsn is not None
+            and self._log_from <= info.log_from_lsn
+            and not member.ready
+            and member.seed_position is None
+            and member.content == info.content
+        )
+
+    def _next_seed(self) -> Seeding | None:
+        members = self._members()
+        for ordinal, info in sorted(self.group.member_infos().items()):
+            member = members[ordinal]
+            current = member.content == info.content
+            if info.source is None or (current and member.is_ready) or self._by_log(member, info):
+                continue
+            resumes = current and info.kind == "volume" and member.seed_position is not None
+            position = member.seed_position or 0 if resumes else 0
+            return Seeding(
+                ordinal, info.source, position, info.content, lambda: self.group.spool.head_lsn, self.group.stamp
+            )
+        return None
+
+    async def _seed_piece(self) -> bool:
+        """Send one piece of a seed; False if every member is here or comes by the log."""
+        if self._seeding is None:
+            self._seeding = self._next_seed()
+        seeding = self._seeding
+        if seeding is None:
+            return False
+        piece = await seeding.next_piece()
+        members = self._members()
+        member = members[seeding.ordinal]
+        if piece.begins:
+            member = member.reseeding(piece.from_lsn, seeding.content)
+        members[seeding.ordinal] = (
+            member.at_seed_position(piece.position) if piece.ready_lsn is None else member.seeded(piece.ready_lsn)
+        )
+        await asyncio.to_thread(self._store_seed, piece, members)
+        if piece.ready_lsn is not None:
+            self._seeding = None
+        return True
+
+    def _store_seed(self, piece: Piece, members: dict[int, MemberState]) -> None:
+        add = []
+        if len(piece.rows):
+            stamp = self.group.stamp()
+            add.append(self._put(piece.rows, [], SegmentKind.FILL, piece.from_lsn, piece.to_lsn, (stamp, stamp)))
+        self._commit(members=members, add=add)
+
+    async def _begin_resync(self) -> None:
+        """The log between the target's cursor and now is gone: it goes on from now, and every member is seeded anew."""
+        head = self.group.spool.durable_lsn
+        self._log_from, self._seeding = head, None
+        members = {
+            ordinal: member.reseeding(head, member.content)
+            if member.ready or member.seed_position is not None
+            else member
+            for ordinal, member in self._members().items()
+        }
+        await asyncio.to_thread(self._commit, members=members, cursor=head)
+        self.memory.cursor, self.memory.lost = head, False
+
+    async def _compact(self) -> bool:
+        writer, loop = self._writer, asyncio.get_running_loop()
+        if loop.time() < self._compact_at or writer is None or writer.state is None:
+            return False
+        more = await asyncio.to_thread(
+            self.compactor.step, writer, lambda add, drop: self._commit(add=add, drop=drop), self.group.stamp()
+        )
+        if not more:
+            self._compact_at = loop.time() + COMPACT_EVERY_SECONDS
+        return more

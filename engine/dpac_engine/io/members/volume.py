@@ -1,0 +1,523 @@
+"""Volumes: the write splitter between NBD clients and a raw file.
+
+One path: a change goes to the journal first (`submit`), is visible to readers through the overlay at once, and reaches
+the file only when its record is durable, in LSN order (`write_behind`). FLUSH answers when the journal is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+from dpac_api.errors import Conflict, Invalid, NotFound
+from dpac_engine.core.records import HEADER_BYTES, Header, Kind
+from dpac_engine.io.holes import data_ranges, punch_hole
+from dpac_engine.io.members.overlay import Overlay
+from dpac_engine.io.nbd.export import Change, ChangeKind, Extent
+from dpac_engine.io.spool import Entry, Spool
+
+RECORD_BYTES_MAX = 4 * 2**20
+"""Larger writes become several records."""
+BATCH_BYTES = 8 * 2**20
+BATCH_RECORDS = 2048
+IDLE_SECONDS = 0.2
+SEED_TRIES = 3
+IOV_MAX = 1024
+
+_KINDS = {ChangeKind.WRITE: Kind.WRITE, ChangeKind.ZERO: Kind.ZERO, ChangeKind.TRIM: Kind.TRIM}
+
+
+class Signature(NamedTuple):
+    """What a file looks like from outside; a change made while detached shows in it."""
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+
+
+class _Pending(NamedTuple):
+    lsn: int
+    kind: int
+    offset: int
+    length: int
+    position: int
+
+
+class _Watch:
+    """A range that a seed reads; `touched` once a change overlaps it."""
+
+    def __init__(self, offset: int, end: int) -> None:
+        self.offset, self.end, self.touched = offset, end, False
+
+
+def signature_of(path: Path) -> Signature | None:
+    """The file's signature, None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+class Volume:
+    """One volume member. All methods but `*_blocking` belong to the event loop. An `Export`."""
+
+    read_only = False
+
+    def __init__(
+        self,
+        path: Path,
+        ordinal: int,
+        spool: Spool,
+        loop: asyncio.AbstractEventLoop,
+        executor: Executor,
+        pending_max: int,
+    ) -> None:
+        self.path = path
+        self.ordinal = ordinal
+        self._spool = spool
+        self._loop = loop
+        self._executor = executor
+        self._pending_max = pending_max
+        self._overlay = Overlay()
+        self._pending: deque[_Pending] = deque()
+        self._in_flight_lsn: int | None = None
+        self.pending_bytes = 0
+        self.synced_lsn = spool.head_lsn
+        self.error: OSError | None = None
+        self.bypass = False
+        self.backpressure = False
+        self._relief: list[Callable[[], None]] = []
+        self._clients: list[Callable[[], None]] = []
+        self._watches: list[_Watch] = []
+        self._work = asyncio.Event()
+        self._last_submit = 0.0
+        self._urgent = False
+        self._applying = asyncio.Lock()
+        self._fd, self.created = _open_locked(path)
+        self.size_bytes = os.fstat(self._fd).st_size
+
+    # ------------------------------------------------------------------ start and end
+
+    def recover(self, header: Header) -> None:
+        """Take back a record that may not be in the file yet (called in LSN order, before any client)."""
+        if header.kind == Kind.RESIZE:
+            self._set_size(header.length)
+        elif header.kind in (Kind.WRITE, Kind.ZERO, Kind.TRIM):
+            self._enter(_Pending(header.lsn, header.kind, header.offset, header.length, header.lsn + HEADER_BYTES))
+
+    def resize(self, size_bytes: int) -> int:
+        """Record the device's size, grown if it is smaller; returns the LSN after the record. Never shrinks."""
+        if size_bytes < self.size_bytes:
+            raise Invalid(
+                f"{self.path} has {self.size_bytes} bytes and would shrink to {size_bytes}: volumes only grow. "
+                "Raise `size`, or leave it out."
+            )
+        self._spool.append([Entry(Kind.RESIZE, 0, self.ordinal, 0, size_bytes, b"")])
+        self._set_size(size_bytes)
+        return self._spool.head_lsn
+
+    def _set_size(self, size_bytes: int) -> None:
+        if os.fstat(self._fd).st_size < size_bytes:
+            os.ftruncate(self._fd, size_bytes)
+        self.size_bytes = max(self.size_bytes, size_bytes)
+
+    async def stop(self) -> Signature | None:
+        """Drop clients, bring every change to the file, close it. The signature says how it was left."""
+        for close in list(self._clients):
+            close()
+        self._urgent = True
+        while self._pending and self.error is None and await self._durable(self._spool.head_lsn):
+            await self._apply_batch()
+        if self.error is None:
+            await self.sync()
+        os.close(self._fd)
+        return signature_of(self.path) if self.error is None else None
+
+    def close(self) -> None:
+        """Let go of the file as it is."""
+        os.close(self._fd)
+
+    # ------------------------------------------------------------------ the export
+
+    def submit(self, changes: Sequence[Change]) -> None:
+        """See `Export.submit`."""
+        if self.error is not None:
+            raise OSError(self.error.errno, str(self.error))
+        if self._watches:
+            self._note_touched(changes)
+        if self.bypass:
+            self._write_through(changes)
+            return
+        entries: list[Entry] = []
+        for kind, offset, length, data in changes:
+            if length <= RECORD_BYTES_MAX or data is None:
+                entries.append(Entry(_KINDS[kind], 0, self.ordinal, offset, length, b"" if data is None else data))
+                continue
+            for at in range(0, length, RECORD_BYTES_MAX):
+                part = data[at : at + RECORD_BYTES_MAX]
+                entries.append(Entry(Kind.WRITE, 0, self.ordinal, offset + at, len(part), part))
+        lsns = self._spool.append(entries)
+        for lsn, (kind_number, _, _, offset, length, _) in zip(lsns, entries, strict=True):
+            self._enter(_Pending(lsn, kind_number, offset, length, lsn + HEADER_BYTES))
+        self._last_submit = self._loop.time()
+        self._work.set()
+
+    def _enter(self, change: _Pending) -> None:
+        lsn, kind, offset, length, position = change
+        if kind == Kind.WRITE:
+            self._overlay.write(offset, length, position)
+            self.pending_bytes += length
+        else:
+            self._overlay.zero(offset, length, lsn)
+        self._pending.append(change)
+
+    def flush(self, done: Callable[[OSError | None], None]) -> None:
+        """See `Export.flush`."""
+        if self.error is not None:
+            done(self.error)
+        elif self.bypass:
+            future = self._loop.run_in_executor(self._executor, os.fdatasync, self._fd)
+            future.add_done_callback(lambda outcome: done(_os_error(outcome.exception())))
+        else:
+            self._spool.when_durable(self._spool.head_lsn, lambda error: self._flushed(error, done))
+
+    def _flushed(self, error: OSError | None, done: Callable[[OSError | None], None]) -> None:
+        if error is None:
+            done(None)
+        else:
+            # The journal failed under a waiting FLUSH: it is answered once the file has everything instead.
+            self._loop.create_task(self.write_through_from_now()).add_done_callback(lambda _: done(self.error))
+
+    def read_now(self, offset: int, length: int) -> bytes | memoryview | None:
+        """See `Export.read_now`."""
+        if self.error is not None:
+            raise OSError(self.error.errno, str(self.error))
+        if self._overlay:
+            if length == 4096 and not offset & 4095:
+                position = self._overlay.block_position(offset >> 12)
+                if position is not None and position > 0:
+                    return bytes(self._spool.view(position, length))
+            return None
+        buffer = bytearray(length)
+        try:
+            read = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError:
+            return None
+        return buffer if read == length else None  # type: ignore[return-value]
+
+    def read_blocking(self, offset: int, length: int) -> bytes:
+        """See `Export.read_blocking`."""
+        while True:
+            try:
+                data, oldest = self._compose(offset, length)
+            except KeyError:
+                continue  # a spool file went while we looked: its blocks are in the volume's file by now
+            # Spool files are recycled only after `released_lsn` passed them: a copy made before that is good.
+            if oldest >= self._spool.released_lsn:
+                return data
+
+    def _compose(self, offset: int, length: int) -> tuple[bytes, int]:
+        parts: list[bytes | memoryview] = []
+        oldest = 1 << 63
+        run_start, run_end = offset, offset
+        for part in self._overlay.slices(offset, length):
+            if part.position == 0:
+                run_end = part.offset + part.length
+                continue
+            if run_end > run_start:
+                parts.append(_pread(self._fd, run_start, run_end - run_start))
+            run_start = run_end = part.offset + part.length
+            if part.position < 0:
+                parts.append(bytes(part.length))
+            else:
+                oldest = min(oldest, part.position)
+                parts.append(bytes(self._spool.view(part.position, part.length)))
+        if run_end > run_start:
+            parts.append(_pread(self._fd, run_start, run_end - run_start))
+        return b"".join(parts), oldest
+
+    def extents_blocking(self, offset: int, length: int) -> list[Extent]:
+        """See `Export.extents_blocking`."""
+        found: list[Extent] = []
+
+        def add(count: int, empty: bool) -> None:
+            if found and found[-1].hole == empty:
+                found[-1] = Extent(found[-1].length + count, empty, empty)
+            elif count:
+                found.append(Extent(count, empty, empty))
+
+        for part in self._overlay.slices(offset, length):
+            if part.position:
+                add(part.length, part.position < 0)
+                continue
+            at, end = part.offset, part.offset + part.length
+            for begin, stop in data_ranges(self._fd, at, end):
+                add(begin - at, True)
+                add(stop - begin, False)
+                at = stop
+            add(end - at, True)
+        return found
+
+    @property
+    def congested(self) -> bool:
+        """See `Export.congested`."""
+        return self.backpressure or self.pending_bytes > self._pending_max
+
+    def when_relieved(self, callback: Callable[[], None]) -> None:
+        """See `Export.when_relieved`."""
+        self._relief.append(callback)
+        self._urgent = True
+        self._work.set()
+
+    def relieve(self) -> None:
+        """Tell waiting clients if there is room again."""
+        if not self.congested:
+            waiting, self._relief = self._relief, []
+            for callback in waiting:
+                callback()
+
+    def opened(self, close: Callable[[], None]) -> None:
+        """See `Export.opened`."""
+        self._clients.append(close)
+
+    def closed(self, close: Callable[[], None]) -> None:
+        """See `Export.closed`."""
+        if close in self._clients:
+            self._clients.remove(close)
+
+    # ------------------------------------------------------------------ write-behind
+
+    async def write_behind(self) -> None:
+        """Bring durable changes to the file for ever: at once when there are many, else when the clients pause."""
+        while True:
+            if not self._pending or self.error is not None:
+                self._urgent = False
+                self._work.clear()
+                await self._work.wait()
+            if not self._pressing:
+                await self._pause()
+                continue
+            if self._pending and not await self._durable(self._pending[0].lsn + 1):
+                self._work.clear()
+                await self._work.wait()
+                continue
+            await self._apply_batch()
+            self.relieve()
+
+    @property
+    def _pressing(self) -> bool:
+        return (
+            self._urgent
+            or self.pending_bytes > self._pending_max // 2
+            or self._loop.time() - self._last_submit > IDLE_SECONDS
+        )
+
+    async def _pause(self) -> None:
+        self._work.clear()
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                await self._work.wait()
+                while not self._pressing:
+                    self._work.clear()
+                    await self._work.wait()
+        except TimeoutError:
+            return
+
+    def hurry(self) -> None:
+        """Bring everything to the file without waiting for a pause: the spool needs its space."""
+        self._urgent = True
+        self._work.set()
+
+    async def _durable(self, lsn: int) -> bool:
+        """Waits until the journal before `lsn` is durable; False if it never will be."""
+        outcome: asyncio.Future[bool] = self._loop.create_future()
+
+        def settle(error: OSError | None) -> None:
+            if not outcome.done():
+                outcome.set_result(error is None)
+
+        self._spool.when_durable(lsn, settle)
+        return await outcome
+
+    async def _apply_batch(self) -> None:
+        async with self._applying:
+            await self._apply_next()
+
+    async def _apply_next(self) -> None:
+        durable = self._spool.durable_lsn
+        batch: list[_Pending] = []
+        size = 0
+        while self._pending and size < BATCH_BYTES and len(batch) < BATCH_RECORDS:
+            change = self._pending[0]
+            if change.lsn >= durable:
+                break
+            batch.append(change)
+            size += change.length if change.kind == Kind.WRITE else 0
+            self._in_flight_lsn = batch[0].lsn
+            self._pending.popleft()
+        if not batch:
+            return
+        try:
+            await self._loop.run_in_executor(self._executor, self._apply_blocking, batch)
+        except OSError as error:
+            self._pending.extendleft(reversed(batch))
+            self.error = error
+            return
+        finally:
+            self._in_flight_lsn = None
+        for lsn, kind, offset, length, position in batch:
+            if kind == Kind.WRITE:
+                self._overlay.applied_write(offset, length, position)
+            else:
+                self._overlay.applied_zero(offset, length, lsn)
+        self.pending_bytes -= size
+
+    def _apply_blocking(self, batch: Sequence[_Pending]) -> None:
+        # Runs of changes that continue each other on the device go in one call; order is kept throughout.
+        run: list[memoryview] = []
+        run_offset = run_end = -1
+        for _, kind, offset, length, position in batch:
+            if kind != Kind.WRITE or offset != run_end or len(run) >= IOV_MAX:
+                _pwritev(self._fd, run, run_offset)
+                run, run_offset, run_end = [], offset, offset
+            if kind == Kind.WRITE:
+                run.append(self._spool.view(position, length))
+                run_end = offset + length
+            else:
+                punch_hole(self._fd, offset, min(length, self.size_bytes - offset))
+        _pwritev(self._fd, run, run_offset)
+
+    @property
+    def low_lsn(self) -> int:
+        """Every change before it is in the file's page cache."""
+        if self._in_flight_lsn is not None:
+            return self._in_flight_lsn
+        return self._pending[0].lsn if self._pending else self._spool.head_lsn
+
+    async def sync(self) -> None:
+        """Make what is in the file durable: `synced_lsn` moves."""
+        low = self.low_lsn
+        if low == self.synced_lsn:
+            return
+        try:
+            await self._loop.run_in_executor(self._executor, os.fdatasync, self._fd)
+        except OSError as error:
+            self.error = error
+            return
+        self.synced_lsn = low
+
+    # ------------------------------------------------------------------ when the journal fails
+
+    async def write_through_from_now(self) -> None:
+        """The journal is broken: bring all it holds to the file, sync that, and go on without it.
+
+        Blocks the loop; the application waits, and sees an error only if the file fails too.
+        """
+        async with self._applying:
+            self.bypass = True
+            try:
+                self._apply_blocking(list(self._pending))
+                os.fdatasync(self._fd)
+            except OSError as error:
+                self.error = error
+                return
+            self._pending.clear()
+            self.pending_bytes = 0
+            self._overlay = Overlay()
+
+    def _write_through(self, changes: Sequence[Change]) -> None:
+        try:
+            for kind, offset, length, data in changes:
+                if kind == ChangeKind.WRITE and data is not None:
+                    _pwritev(self._fd, [data], offset)
+                else:
+                    punch_hole(self._fd, offset, length)
+        except OSError as error:
+            self.error = error
+            raise
+
+    # ------------------------------------------------------------------ seeds
+
+    async def read_for_seed(self, offset: int, length: int) -> tuple[int, bytes]:
+        """(LSN, the range's bytes as the records before that LSN left them).
+
+        Reads beside the clients; if they write to the range meanwhile, again, at last with the loop held.
+        """
+        for _ in range(SEED_TRIES):
+            watch = _Watch(offset, offset + length)
+            self._watches.append(watch)
+            lsn = self._spool.head_lsn
+            try:
+                data = await self._loop.run_in_executor(self._executor, self.read_blocking, offset, length)
+            finally:
+                self._watches.remove(watch)
+            if not watch.touched:
+                return lsn, data
+        return self._spool.head_lsn, self.read_blocking(offset, length)
+
+    def _note_touched(self, changes: Sequence[Change]) -> None:
+        for _, offset, length, _ in changes:
+            for watch in self._watches:
+                if offset < watch.end and offset + length > watch.offset:
+                    watch.touched = True
+
+    async def allocated(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """(offset, length) of what is allocated in the range; what is left out reads as zeroes."""
+        extents = await self._loop.run_in_executor(self._executor, self.extents_blocking, offset, length)
+        found, at = [], offset
+        for extent in extents:
+            if not extent.hole:
+                found.append((at, extent.length))
+            at += extent.length
+        return found
+
+
+def _open_locked(path: Path) -> tuple[int, bool]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        created = False
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise NotFound(f"{path} cannot be made: the folder {path.parent} is missing. Create or mount it.") from None
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        created = True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise Conflict(
+            f"{path} is in use by another process. Stop what has it open, then it is attached again."
+        ) from None
+    return descriptor, created
+
+
+def _pread(descriptor: int, offset: int, length: int) -> bytes:
+    data = os.pread(descriptor, length, offset)
+    while len(data) < length:
+        more = os.pread(descriptor, length - len(data), offset + len(data))
+        if not more:
+            return data + bytes(length - len(data))
+        data += more
+    return data
+
+
+def _pwritev(descriptor: int, parts: Sequence[memoryview], offset: int) -> None:
+    if not parts:
+        return
+    wanted = sum(map(len, parts))
+    written = os.pwritev(descriptor, parts, offset)
+    if written < wanted:
+        rest = memoryview(b"".join(parts))[written:]
+        while rest:
+            rest = rest[os.pwrite(descriptor, rest, offset + wanted - len(rest)) :]
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    return error if error is None or isinstance(error, OSError) else OSError(5, str(error))
