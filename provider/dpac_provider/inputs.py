@@ -1,0 +1,129 @@
+"""The arguments of each resource: the wire models, plus what makes a declaration of them.
+
+Property names are the wire's, in state as in messages, so that a native plugin can serve the same resources.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, JsonValue
+
+from dpac_api.models import (
+    DrillRequest,
+    FilesystemTargetSpec,
+    GroupSpec,
+    Model,
+    Name,
+    Owner,
+    Selector,
+    Tag,
+    TargetSpec,
+)
+from dpac_api.quantities import Duration
+
+SiteName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=63,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Letters, digits, dots, dashes and underscores, at most 63: the NAME in `dpac:sites.NAME`.",
+    ),
+]
+OwnerLabel = Annotated[
+    str,
+    Field(pattern=r"^[^/]{1,200}/[^/]{1,200}/[^/]{1,200}$", description="ORGANIZATION/PROJECT/STACK."),
+]
+
+
+def owner_of(label: str | None) -> Owner | None:
+    """The wire's owner for a label."""
+    if label is None:
+        return None
+    organization, project, stack = label.split("/")
+    return Owner(organization=organization, project=project, stack=stack)
+
+
+def _from_one_second_to_a_week(value: Duration) -> Duration:
+    if not 1 <= value.seconds <= 7 * 86_400:
+        raise ValueError(f"{value} is out of bounds; it may be from 1s to 7d")
+    return value
+
+
+Timeout = Annotated[Duration, AfterValidator(_from_one_second_to_a_week)]
+
+
+class Located(Model):
+    """What belongs to a site."""
+
+    site: SiteName | None = Field(
+        default=None, description="The site's name in `dpac:sites` or the context file; None: the only or current one."
+    )
+
+
+class Declaration(Located):
+    """What has a name on a site and one owner."""
+
+    name: Name = Field(description="The name on the site; another name is another resource.")
+    owner: OwnerLabel | None = Field(default=None, description="The stack that declares it. A label, set by dpac.")
+    adopt: bool = Field(default=False, description="Take it over if another owner, or none, has it.")
+
+
+class TargetInputs(FilesystemTargetSpec, Declaration):
+    """Where copies go."""
+
+    def spec(self) -> TargetSpec:
+        """The desired state that the backend is sent."""
+        return FilesystemTargetSpec.model_validate(
+            {name: getattr(self, name) for name in FilesystemTargetSpec.model_fields}
+        )
+
+
+class GroupInputs(GroupSpec, Declaration):
+    """What is protected together, and how."""
+
+    def spec(self) -> GroupSpec:
+        """The desired state that the backend is sent."""
+        return GroupSpec.model_validate({name: getattr(self, name) for name in GroupSpec.model_fields})
+
+
+class OfGroup(Located):
+    """What is done with a group."""
+
+    group: Name = Field(description="The group's name.")
+    triggers: list[JsonValue] = Field(default=[], description="Any values: it is done again when one of them changes.")
+
+
+class ReadyInputs(OfGroup):
+    """Wait for a group."""
+
+    until: Literal["seeded", "protected"] = Field(
+        default="protected",
+        description="`seeded`: every member is in the group's checkpoints on every leg. `protected`: and every RPO is met.",
+    )
+    timeout: Timeout = Field(default=Duration("10m"), description="How long to wait before the update fails.")
+
+
+class CheckpointInputs(OfGroup):
+    """Mark a group."""
+
+    tag: Tag | None = Field(
+        default=None, description="A name for it, kept as long as the leg's retention says for tags."
+    )
+    app: bool = Field(default=False, description="Quiesce by the members' blueprints first: application-consistent.")
+
+
+class DrillInputs(OfGroup):
+    """Rehearse a group's recovery."""
+
+    at: Selector = Field(
+        default="latest", description=DrillRequest.model_fields["at"].description or "Which checkpoint."
+    )
+    target: Name | None = Field(
+        default=None, description="Recover from this target; None: the first that has the checkpoint."
+    )
+    rto: Timeout | None = Field(default=None, description="The drill fails if it takes longer.")
+    timeout: Timeout = Field(
+        default=Duration("1h"), description="How long to wait for the report before the update fails."
+    )
