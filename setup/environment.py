@@ -100,7 +100,9 @@ def _create(venv: Path) -> None:
     say(f"creating the Python environment {venv} (Python {sys.version_info.major}.{sys.version_info.minor})")
     uv = shutil.which("uv")
     if uv:
-        run([uv, "venv", "--quiet", "--seed", "--clear", "--python", sys.executable, venv])
+        # Not `uv venv --clear`, which older versions do not know.
+        shutil.rmtree(venv, ignore_errors=True)
+        run([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv])
         return
     try:
         run([sys.executable, "-m", "venv", "--clear", venv])
