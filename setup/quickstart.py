@@ -57,7 +57,7 @@ def down() -> None:
     with alone(state.root):
         orders.stop(state)
         if _DPAC.exists() and state.site.exists():
-            run([_DPAC, "serve", "--stop", "--data", state.site], env=_without_site())
+            run([_DPAC, "stop", "--data", state.site], env=_without_site())
     say("stopped; data, copies and stack are kept, `make up` goes on with them")
 
 
@@ -88,12 +88,14 @@ def _without_site() -> dict[str, str]:
 
 
 def _own_site(state: State) -> dict[str, str]:
-    """Variables that name the quickstart's own site, whichever context is current."""
+    """Variables that name the quickstart's own site, whichever context is current; none before its first start."""
     try:
-        endpoint = json.loads((state.site / "run" / "endpoint.json").read_text())["endpoint"]
+        # Where a path would be too long for sockets, the site keeps its run folder elsewhere and says so.
+        run_folder = Path(json.loads((state.site / "site.json").read_text())["run"])
+        endpoint = json.loads((run_folder / "endpoint.json").read_text())
+        return {"DPAC_ENDPOINT": endpoint["url"], "DPAC_TOKEN_FILE": endpoint["token_file"]}
     except (OSError, ValueError, KeyError):
         return {}
-    return {"DPAC_ENDPOINT": endpoint, "DPAC_TOKEN_FILE": str(state.site / "tokens" / "admin")}
 
 
 def _pulumi_variables(state: State, tools: Path) -> dict[str, str]:
