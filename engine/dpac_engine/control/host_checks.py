@@ -136,16 +136,38 @@ def check_target(spec: TargetSpec, data: Path, others: Iterable[Claim], members:
     if not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
         raise Invalid(f"The backend may not write to {path}. Give its user access.", property_path=where)
     claim = Claim(real_path(spec.path), "this target", True)
-    for other in (Claim(str(data.resolve()), "dpac's own data folder", True), *members):
-        if _overlap(claim, other):
-            raise Invalid(
-                f"{spec.path} overlaps with {other.what} ({other.path}). Use a path apart from it.", property_path=where
-            )
+    check_apart(spec.path, where, members, data)
     for other in others:
         if _overlap(claim, other):
             raise Conflict(
                 f"{spec.path} overlaps with {other.what} ({other.path}). Use that one, or another path.",
                 property_path=where,
+            )
+
+
+def check_restore_path(to: str, *, directory: bool) -> None:
+    """Refuse a path to restore to that holds something already, or whose parent is missing."""
+    path = Path(to)
+    if not path.parent.is_dir():
+        raise Invalid(f"The folder {path.parent} does not exist. Create it first.", property_path="to")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise Invalid(f"The backend may not write to {path.parent}. Give its user access.", property_path="to")
+    if not os.path.lexists(path):
+        return
+    if directory and path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        return
+    raise Invalid(
+        f"{to} exists already. Restore to a path that does not exist; nothing is ever overwritten.", property_path="to"
+    )
+
+
+def check_apart(path: str, where: str, used: Iterable[Claim], data: Path) -> None:
+    """Refuse a path that overlaps with dpac's folder or with anything used already."""
+    claim = Claim(real_path(path), "it", True)
+    for other in (Claim(str(data.resolve()), "dpac's own data folder", True), *used):
+        if _overlap(claim, other):
+            raise Invalid(
+                f"{path} overlaps with {other.what} ({other.path}). Use a path apart from it.", property_path=where
             )
 
 

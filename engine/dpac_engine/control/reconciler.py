@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -36,6 +35,7 @@ from dpac_engine.control.catalogue_targets import collect_retired
 from dpac_engine.control.recovery import Recovery
 from dpac_engine.control.worker_api import WorkerApi
 from dpac_engine.core.ports import Clock
+from dpac_engine.io.files import make_folder, replace_file
 
 _log = logging.getLogger(__name__)
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -204,15 +204,9 @@ class Reconciler:
         text = desired.model_dump_json(indent=1)
         if path.exists() and path.read_text() == text:
             return False
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "assignment.json.partial"
-        with open(partial, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        for parent in (folder, folder.parent):
-            _sync_folder(parent)
+        make_folder(folder.parent)
+        make_folder(folder)
+        replace_file(path, text.encode())
         return True
 
     def _note_applied(self, uid: str, generation: int) -> None:
@@ -249,11 +243,3 @@ class Reconciler:
     def _expire(self) -> list[str]:
         with self._catalogue.write() as session:
             return purge_expired(session, utc(self._clock.now_ns()))
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

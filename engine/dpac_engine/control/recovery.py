@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -50,10 +50,12 @@ class ImageView(Protocol):
 
 @dataclass(frozen=True)
 class RangeView:
-    """A run of recoverable checkpoints without a gap between two segments."""
+    """A run of recoverable checkpoints."""
 
-    first: Mark
-    last: Mark
+    first: str
+    last: str
+    first_stamp_ns: int
+    last_stamp_ns: int
     count: int
     app_count: int
     tags: list[str]
@@ -78,22 +80,56 @@ class Verification(NamedTuple):
     """The newest checkpoint all of whose objects were read and are sound."""
 
 
+class MemberView(Protocol):
+    """A member as the repository knows it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def kind(self) -> str:
+        """`volume` or `directory`."""
+
+
+@dataclass(frozen=True)
+class MarkFilter:
+    """Which checkpoints are wanted; None and False mean any."""
+
+    before_sequence: int | None = None
+    tag: str | None = None
+    app: bool = False
+    before_ns: int | None = None
+    after_ns: int | None = None
+
+    def admits(self, mark: Mark) -> bool:
+        """Whether the checkpoint is one of them."""
+        return (
+            (self.before_sequence is None or mark.sequence < self.before_sequence)
+            and (self.tag is None or self.tag in mark.body.tags)
+            and (mark.body.app or not self.app)
+            and (self.before_ns is None or mark.stamp_ns < self.before_ns)
+            and (self.after_ns is None or mark.stamp_ns > self.after_ns)
+        )
+
+
 class Repository(Protocol):
     """What a target holds of a group, read only. Methods block; they raise Temporary while the target is away."""
 
     def refresh(self) -> None:
-        """Look for manifests written since."""
+        """Look for what was written since; nothing there yet is no error."""
 
-    def marks(
-        self, *, before_sequence: int | None = None, after_sequence: int | None = None, newest_first: bool = True
-    ) -> Iterator[Mark]:
-        """Recoverable checkpoints with `after_sequence < sequence < before_sequence`."""
+    def marks(self, wanted: MarkFilter) -> Iterator[Mark]:
+        """Recoverable checkpoints, newest first."""
 
     def ranges(self) -> Sequence[RangeView]:
         """The checkpoints as runs, oldest first."""
 
     def resolve(self, selector: str) -> Mark:
         """The checkpoint that a selector names; Unrecoverable if there is none here."""
+
+    def members_at(self, mark: Mark) -> Mapping[int, MemberView]:
+        """Ordinal -> the members that the checkpoint holds here."""
 
     def image(self, mark: Mark) -> ImageView:
         """The group at a checkpoint."""

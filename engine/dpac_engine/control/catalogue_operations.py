@@ -1,0 +1,132 @@
+"""Operations and mounts in the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+from uuid import uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from dpac_api.errors import NotFound
+from dpac_api.models import Mount, Operation, OperationStep, Phase
+from dpac_engine.control.catalogue_schema import MountRow, OperationRow, VerificationRow
+from dpac_engine.control.timeline import GroupView
+
+OperationKind = Literal["Drill", "Restore", "Verify", "Checkpoint"]
+
+
+def add_operation(
+    session: Session,
+    kind: OperationKind,
+    group: GroupView,
+    request: dict[str, Any],
+    steps: Sequence[str],
+    now: datetime,
+) -> Operation:
+    """Journal an operation with its whole plan, before its first step."""
+    row = OperationRow(
+        id=f"op-{uuid4().hex[:16]}",
+        kind=kind,
+        group_uid=group.uid,
+        group_name=group.name,
+        phase=Phase.PENDING,
+        steps=[OperationStep(name=step, state="pending").model_dump(mode="json") for step in steps],
+        request={key: value for key, value in request.items() if key != "request_id"},
+        result={},
+        error=None,
+        created=now,
+        finished=None,
+    )
+    session.add(row)
+    session.flush()
+    return wire(row)
+
+
+def list_operations(session: Session, *, group: str | None, kind: str | None, limit: int) -> list[Operation]:
+    """Operations, newest first."""
+    query = select(OperationRow).order_by(OperationRow.created.desc(), OperationRow.id.desc()).limit(limit)
+    if group is not None:
+        query = query.where(OperationRow.group_name == group)
+    if kind is not None:
+        query = query.where(OperationRow.kind == kind)
+    return [wire(row) for row in session.scalars(query)]
+
+
+def get_operation(session: Session, operation_id: str) -> Operation:
+    """One operation."""
+    return wire(_row(session, operation_id))
+
+
+def unfinished_operations(session: Session) -> list[Operation]:
+    """Those pending or running, oldest first."""
+    query = select(OperationRow).where(OperationRow.phase.in_((Phase.PENDING, Phase.RUNNING)))
+    return [wire(row) for row in session.scalars(query.order_by(OperationRow.created))]
+
+
+def note_step(session: Session, operation_id: str, index: int, step: OperationStep) -> None:
+    """Journal where an operation is."""
+    row = _row(session, operation_id)
+    row.phase = Phase.RUNNING
+    row.steps = [*row.steps[:index], step.model_dump(mode="json"), *row.steps[index + 1 :]]
+
+
+def finish_operation(
+    session: Session, operation_id: str, phase: Phase, result: dict[str, Any], error: str | None, now: datetime
+) -> None:
+    """Journal how an operation ended."""
+    row = _row(session, operation_id)
+    row.phase, row.result, row.error, row.finished = phase, result, error, now
+
+
+def note_verified(session: Session, group_uid: str, target: str, sequence: int, checkpoint: str, now: datetime) -> None:
+    """Remember that a target's copy was proven readable up to a checkpoint."""
+    session.merge(
+        VerificationRow(group_uid=group_uid, target=target, sequence=sequence, checkpoint=checkpoint, verified_at=now)
+    )
+
+
+def wire(row: OperationRow) -> Operation:
+    """The operation as REST tells it."""
+    return Operation.model_validate(
+        {
+            "id": row.id,
+            "kind": row.kind,
+            "group": row.group_name,
+            "phase": row.phase,
+            "steps": row.steps,
+            "request": row.request,
+            "result": row.result,
+            "error": row.error,
+            "created": row.created,
+            "finished": row.finished,
+        }
+    )
+
+
+def _row(session: Session, operation_id: str) -> OperationRow:
+    row = session.get(OperationRow, operation_id)
+    if row is None:
+        raise NotFound(
+            f"There is no operation {operation_id!r} on this site. `dpac operation list` shows those there are."
+        )
+    return row
+
+
+# ------------------------------------------------------------------ mounts
+
+
+def list_mounts(session: Session) -> list[Mount]:
+    """What is mounted, oldest first."""
+    rows = session.scalars(select(MountRow).order_by(MountRow.created))
+    return [Mount.model_validate(row.mount) for row in rows if row.mount is not None]
+
+
+def mount_row(session: Session, mount_id: str) -> MountRow:
+    """One mount; NotFound if there is none."""
+    row = session.get(MountRow, mount_id)
+    if row is None:
+        raise NotFound(f"There is no mount {mount_id!r} on this site. `dpac mounts` shows those there are.")
+    return row

@@ -1,0 +1,116 @@
+"""/metrics: every group's status as Prometheus samples, made anew for each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dpac_api.models import DataState, GroupStatus, SiteInfo, SlaState
+
+Counts = Mapping[tuple[str, str], int]
+"""(operation kind, phase) -> how many are journalled."""
+
+
+def render(site: SiteInfo, statuses: Mapping[str, GroupStatus], operations: Counts) -> bytes:
+    """The samples in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(site, statuses, operations))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    def __init__(self, site: SiteInfo, statuses: Mapping[str, GroupStatus], operations: Counts) -> None:
+        self._site = site
+        self._statuses = statuses
+        self._operations = operations
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
+            "dpac_site_info", "The site that answers; always 1.", labels=["site_uid", "name", "version"]
+        )
+        info.add_metric([self._site.site_uid, self._site.name, self._site.version], 1)
+        yield info
+        yield from self._of_groups()
+        yield from self._of_legs()
+        done = GaugeMetricFamily("dpac_operations", "Operations in the journal.", labels=["kind", "phase"])
+        for (kind, phase), count in sorted(self._operations.items()):
+            done.add_metric([kind, phase], count)
+        yield done
+
+    def _of_groups(self) -> Iterator[Metric]:
+        groups = self._statuses
+        yield _gauge(
+            "dpac_group_protected",
+            "1 if seeded, at a checkpoint on every leg, and every RPO met.",
+            "group",
+            ((name, float(status.protected)) for name, status in groups.items()),
+        )
+        yield _gauge(
+            "dpac_group_spool_bytes",
+            "What the spool holds.",
+            "group",
+            ((name, status.spool_bytes) for name, status in groups.items()),
+        )
+        yield _gauge(
+            "dpac_group_checkpoint_sequence",
+            "Sequence of the newest checkpoint, shipped or not.",
+            "group",
+            ((name, status.checkpoint_sequence) for name, status in groups.items()),
+        )
+        yield _gauge(
+            "dpac_group_journal_lsn",
+            "The journal's head.",
+            "group",
+            ((name, status.head_lsn) for name, status in groups.items()),
+        )
+        states = GaugeMetricFamily(
+            "dpac_group_data_state", "1 for the state the group is in.", labels=["group", "state"]
+        )
+        slas = GaugeMetricFamily("dpac_group_sla_state", "1 for the state the group is in.", labels=["group", "state"])
+        conditions = GaugeMetricFamily(
+            "dpac_group_condition", "1 for each condition that holds.", labels=["group", "type", "subject", "severity"]
+        )
+        for name, status in groups.items():
+            for state in DataState:
+                states.add_metric([name, state], float(status.data_state == state))
+            for sla in SlaState:
+                slas.add_metric([name, sla], float(status.sla_state == sla))
+            for type_, subject, severity in {(c.type, c.subject, c.severity) for c in status.conditions}:
+                conditions.add_metric([name, type_, subject, severity], 1)
+        yield from (states, slas, conditions)
+
+    def _of_legs(self) -> Iterator[Metric]:
+        labels = ["group", "leg", "target"]
+        lag = GaugeMetricFamily(
+            "dpac_leg_lag_seconds", "Age of the oldest change not yet at the target.", labels=labels
+        )
+        behind = GaugeMetricFamily("dpac_leg_lag_bytes", "Journal bytes not yet at the target.", labels=labels)
+        rpo = GaugeMetricFamily("dpac_leg_rpo_seconds", "The RPO that was asked for.", labels=labels)
+        seeded = GaugeMetricFamily("dpac_leg_seeded_ratio", "How much of the first copy is done.", labels=labels)
+        stored = GaugeMetricFamily("dpac_leg_stored_bytes", "What the target holds of the group.", labels=labels)
+        newest = GaugeMetricFamily(
+            "dpac_leg_latest_checkpoint_timestamp_seconds",
+            "When the newest checkpoint at the target was taken.",
+            labels=labels,
+        )
+        for group, status in self._statuses.items():
+            for name, leg in status.legs.items():
+                values = [group, name, leg.target]
+                lag.add_metric(values, leg.lag_seconds)
+                behind.add_metric(values, leg.lag_bytes)
+                rpo.add_metric(values, leg.rpo_seconds)
+                seeded.add_metric(values, leg.seeded_fraction)
+                stored.add_metric(values, leg.stored_bytes)
+                if leg.latest_checkpoint_time is not None:
+                    newest.add_metric(values, leg.latest_checkpoint_time.timestamp())
+        yield from (lag, behind, rpo, seeded, stored, newest)
+
+
+def _gauge(name: str, meaning: str, label: str, samples: Iterable[tuple[str, float]]) -> Metric:
+    family = GaugeMetricFamily(name, meaning, labels=[label])
+    for value, sample in samples:
+        family.add_metric([value], sample)
+    return family

@@ -1,0 +1,112 @@
+"""A group's status: what its worker sees, and what only control knows. Observed, never assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from dpac_api.errors import Corruption, DpacError, NotFound, Temporary
+from dpac_api.models import Condition, DataState, GroupStatus, LegStatus, MemberStatus, Role, SlaState
+from dpac_engine.control.recovery import Keyring
+from dpac_engine.control.timeline import GroupView
+from dpac_engine.control.worker_api import WorkerApi
+
+
+async def observe(
+    group: GroupView,
+    workers: Sequence[WorkerApi],
+    keyring: Keyring,
+    problem: tuple[DpacError, datetime] | None,
+    now: datetime,
+) -> GroupStatus:
+    """The worker's status with control's conditions; without the worker, what can be said without it."""
+    try:
+        if group.worker >= len(workers):
+            raise Temporary(
+                f"Worker {group.worker} does not run; the backend has {len(workers)}. Start it with more --workers."
+            )
+        status = await workers[group.worker].status(group.uid)
+    except (Temporary, NotFound) as cause:
+        status = _unobserved(group, cause, now)
+    conditions = [*status.conditions, *_own_conditions(group, keyring, problem, now)]
+    legs = {
+        name: leg.model_copy(update={"last_verified_checkpoint": group.verified[leg.target][1]})
+        if leg.target in group.verified
+        else leg
+        for name, leg in status.legs.items()
+    }
+    return status.model_copy(update={"conditions": conditions, "legs": legs})
+
+
+def _own_conditions(
+    group: GroupView, keyring: Keyring, problem: tuple[DpacError, datetime] | None, now: datetime
+) -> list[Condition]:
+    found: list[Condition] = []
+    if problem is not None:
+        error, since = problem
+        found.append(
+            Condition(type="NotApplied", subject="group", message=error.message, since=since, severity="error")
+        )
+    try:
+        escrowed = keyring.escrowed(group.key_id)
+    except (NotFound, Corruption) as error:
+        return [
+            *found,
+            Condition(type="KeyMissing", subject="group", message=error.message, since=now, severity="error"),
+        ]
+    if not escrowed:
+        found.append(
+            Condition(
+                type="KeyNotEscrowed",
+                subject="group",
+                message="The key to the recovery points lies on this host only: if the host is lost, so are they. "
+                "Run `dpac key export --to FILE`, keep the file elsewhere, then `dpac key confirm`.",
+                since=now,
+            )
+        )
+    return found
+
+
+def _unobserved(group: GroupView, cause: DpacError, now: datetime) -> GroupStatus:
+    """Nothing is known while the worker is away, so nothing good is said."""
+    starting = isinstance(cause, NotFound)
+    return GroupStatus(
+        role=Role.PRIMARY,
+        data_state=DataState.DISCONNECTED,
+        sla_state=SlaState.RPO_NOT_MET,
+        protected=False,
+        seeded=False,
+        checkpoint_sequence=0,
+        head_lsn=0,
+        durable_lsn=0,
+        spool_bytes=0,
+        members={
+            name: MemberStatus(kind=spec.kind, state="Starting" if starting else "Detached", seeded=False)
+            for name, spec in group.spec.members.items()
+        },
+        legs={
+            name: LegStatus(
+                target=leg.target,
+                data_state=DataState.DISCONNECTED,
+                rpo_seconds=leg.rpo.seconds,
+                lag_seconds=0,
+                lag_bytes=0,
+                seeded_fraction=0,
+                shipped_lsn=0,
+                message="not known while the worker is away",
+            )
+            for name, leg in group.spec.replication.items()
+        },
+        conditions=[
+            Condition(
+                type="WorkerStarting" if starting else "WorkerDown",
+                subject="group",
+                message=f"Worker {group.worker} does not serve the group yet."
+                if starting
+                else f"Worker {group.worker} does not answer; the supervisor restarts it. {cause.message}",
+                since=now,
+                severity="warning" if starting else "error",
+            )
+        ],
+        observed_generation=0,
+    )

@@ -1,0 +1,376 @@
+"""The control plane of one site: its parts put together, and the verbs that need more than one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from dpac_api.errors import DpacError, Invalid, NotFound, Temporary
+from dpac_api.models import (
+    Checkpoint,
+    CheckpointRequest,
+    GroupStatus,
+    Mount,
+    MountRequest,
+    Operation,
+    OperationStep,
+    Phase,
+    TargetCheck,
+    TargetSpec,
+)
+from dpac_engine.control import catalogue_operations as journal
+from dpac_engine.control.auth import Authenticator
+from dpac_engine.control.catalogue import Catalogue, recall, remember, utc
+from dpac_engine.control.catalogue_groups import Host, OnDestroy, delete_group, group_row, where_recovery_points_lie
+from dpac_engine.control.catalogue_schema import GroupRow, MountRow, OperationRow
+from dpac_engine.control.catalogue_targets import target_spec
+from dpac_engine.control.drill import Drill
+from dpac_engine.control.observation import observe
+from dpac_engine.control.operations import Operations, RunMaker, Stage
+from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
+from dpac_engine.control.recovery import Keyring, Recovery, Signer
+from dpac_engine.control.restore import Restore
+from dpac_engine.control.timeline import GroupView, Timeline, view_group
+from dpac_engine.control.verify import Verify
+from dpac_engine.control.worker_api import WorkerApi, WorkerMount
+from dpac_engine.core.ports import Clock
+
+APPLY_SECONDS = 5.0
+"""How long a put or delete waits for the worker's first attempt, so that exports exist when `pulumi up` returns."""
+KINDS: dict[str, RunMaker] = {"Drill": Drill, "Restore": Restore, "Verify": Verify}
+
+
+@dataclass(frozen=True)
+class Deps:
+    """What the control plane is given."""
+
+    host: Host
+    catalogue: Catalogue
+    workers: Sequence[WorkerApi]
+    recovery: Recovery
+    keyring: Keyring
+    signer: Signer
+    clock: Clock
+    admin_token: Path
+    """The file whose content is accepted as an admin token."""
+    greet: Callable[[str], None]
+    """Raises Temporary unless an NBD server greets at the URI."""
+    apply_seconds: float = APPLY_SECONDS
+    retry_seconds: Sequence[float] = RETRY_SECONDS
+
+
+@dataclass(frozen=True)
+class Request:
+    """A changing request's identity."""
+
+    id: str
+    fingerprint: str
+
+
+class Plane:
+    """One site's control plane."""
+
+    def __init__(self, deps: Deps) -> None:
+        self.host = deps.host
+        self.catalogue = deps.catalogue
+        self.recovery = deps.recovery
+        self._deps = deps
+        self.auth = Authenticator(deps.catalogue, deps.admin_token)
+        self.timeline = Timeline(deps.recovery)
+        self.reconciler = Reconciler(
+            deps.catalogue, deps.host, deps.workers, deps.recovery, deps.clock, deps.retry_seconds
+        )
+        self.operations = Operations(
+            Stage(
+                deps.catalogue,
+                deps.host,
+                deps.workers,
+                deps.recovery,
+                self.timeline,
+                deps.signer,
+                deps.clock,
+                deps.greet,
+            ),
+            KINDS,
+        )
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    async def start(self) -> None:
+        """Take up what an earlier process left unfinished."""
+        await self.operations.start()
+        await self.reconciler.start()
+
+    async def stop(self) -> None:
+        """Stop; the data path goes on."""
+        await self.reconciler.stop()
+        await self.operations.stop()
+        self.catalogue.close()
+
+    def now(self) -> datetime:
+        """The present moment."""
+        return utc(self._deps.clock.now_ns())
+
+    # -------------------------------------------------------------- transactions
+
+    async def read(self, question: Callable[[Session], Any]) -> Any:
+        """Ask the catalogue, off the event loop."""
+
+        def ask() -> Any:
+            with self.catalogue.read() as session:
+                return question(session)
+
+        return await asyncio.to_thread(ask)
+
+    async def change(self, request: Request, act: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
+        """Change the catalogue once for this request; its retry gets the first answer."""
+
+        def once() -> dict[str, Any]:
+            with self.catalogue.write() as session:
+                answer = recall(session, request.id, request.fingerprint)
+                if answer is None:
+                    answer = act(session)
+                    remember(session, request.id, request.fingerprint, answer, self.now())
+                return answer
+
+        return await asyncio.to_thread(once)
+
+    async def once(self, request: Request, act: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Do something outside the catalogue once for this request; a retry meanwhile waits for the first one."""
+        async with self._turns.setdefault(request.id, asyncio.Lock()):
+            try:
+                answer = await self.read(lambda session: recall(session, request.id, request.fingerprint))
+                if answer is None:
+                    done = await act()
+                    answer = await self.change(request, lambda _: done)
+                return dict(answer)
+            finally:
+                self._turns.pop(request.id, None)
+
+    # -------------------------------------------------------------- groups
+
+    async def view(self, name: str, *, retained: bool = True) -> GroupView:
+        """A group for recovery."""
+        view: GroupView = await self.read(lambda session: view_group(session, name, retained=retained))
+        return view
+
+    async def status(self, name: str) -> GroupStatus:
+        """What changes about a group by itself."""
+        group = await self.view(name, retained=False)
+        problem = self.reconciler.problems.get(group.uid)
+        return await observe(group, self._deps.workers, self._deps.keyring, problem, self.now())
+
+    async def settle(self, name: str) -> None:
+        """Give the worker a moment to take up what was just declared."""
+        uid = await self.read(lambda session: session.scalar(select(GroupRow.uid).where(GroupRow.name == name)))
+        if uid is not None:
+            await self.reconciler.attempt(uid, self._deps.apply_seconds)
+
+    async def delete_group(self, request: Request, name: str, on_destroy: OnDestroy | None) -> None:
+        """Stop protecting a group; a purge is refused before anything changes if a target is out of reach."""
+        replayed = await self.read(lambda session: recall(session, request.id, request.fingerprint))
+        if replayed is None:
+            await asyncio.to_thread(self._check_purge, name, on_destroy)
+
+        def delete(session: Session) -> dict[str, Any]:
+            return {"uid": delete_group(session, name, on_destroy, self.now()).uid}
+
+        uid = (await self.change(request, delete))["uid"]
+        self.timeline.forget(uid)
+        await self.reconciler.attempt(uid, self._deps.apply_seconds)
+
+    def _check_purge(self, name: str, on_destroy: OnDestroy | None) -> None:
+        with self.catalogue.read() as session:
+            row = group_row(session, name, retained=on_destroy in ("expire", "purge"))
+            places = where_recovery_points_lie(session, row)
+            if (on_destroy or row.spec["on_destroy"]) != "purge":
+                return
+        for target, spec in places.items():
+            bad = [f"{probe}: {what}" for probe, what in self.recovery.probe(spec).items() if what != "ok"]
+            if bad:
+                raise Temporary(
+                    f"The group {name!r} cannot be purged while its target {target!r} is out of reach ({'; '.join(bad)}). "
+                    "Nothing was changed. Bring the target back, or delete with on_destroy=retain."
+                )
+
+    # -------------------------------------------------------------- targets
+
+    async def check_target(self, name: str) -> TargetCheck:
+        """Probe a target."""
+        spec: TargetSpec | None = await self.read(lambda session: target_spec(session, name))
+        if spec is None:
+            raise NotFound(f"There is no target {name!r} on this site.")
+        checks = await asyncio.to_thread(self.recovery.probe, spec)
+        return TargetCheck(target=name, ok=all(what == "ok" for what in checks.values()), checks=checks)
+
+    # -------------------------------------------------------------- checkpoints
+
+    async def take_checkpoint(self, name: str, request: CheckpointRequest) -> Checkpoint:
+        """Mark the group now; journalled as an operation."""
+        group = await self.view(name, retained=False)
+        step = "quiesce, mark, release" if request.app else "mark"
+
+        def begin(session: Session) -> Operation:
+            body = request.model_dump(mode="json")
+            operation = journal.add_operation(session, "Checkpoint", group, body, [step], self.now())
+            journal.note_step(session, operation.id, 0, OperationStep(name=step, state="running", started=self.now()))
+            return operation
+
+        operation = await self.write(begin)
+        try:
+            checkpoint = await self._worker(group.worker).checkpoint(group.uid, request)
+        except BaseException as cause:
+            message = cause.message if isinstance(cause, DpacError) else f"It was interrupted: {type(cause).__name__}."
+            await self._end(operation, Phase.FAILED, {}, message)
+            raise
+        await self._end(operation, Phase.SUCCEEDED, checkpoint.model_dump(mode="json"), None)
+        return checkpoint
+
+    async def _end(self, operation: Operation, phase: Phase, result: dict[str, Any], error: str | None) -> None:
+        def end(session: Session) -> None:
+            state = "failed" if error else "done"
+            step = operation.steps[0].model_copy(
+                update={"state": state, "message": error or "", "finished": self.now()}
+            )
+            journal.note_step(session, operation.id, 0, step)
+            journal.finish_operation(session, operation.id, phase, result, error, self.now())
+
+        await self.write(end)
+
+    async def write(self, act: Callable[[Session], Any]) -> Any:
+        """Change the catalogue, off the event loop."""
+
+        def write() -> Any:
+            with self.catalogue.write() as session:
+                return act(session)
+
+        return await asyncio.to_thread(write)
+
+    def _worker(self, index: int) -> WorkerApi:
+        if index >= len(self._deps.workers):
+            raise Temporary(f"Worker {index} does not run here. Start the backend with --workers {index + 1} or more.")
+        return self._deps.workers[index]
+
+    # -------------------------------------------------------------- operations
+
+    async def begin(
+        self,
+        request: Request,
+        name: str,
+        kind: journal.OperationKind,
+        body: dict[str, Any],
+        check: Callable[[Session, GroupView], None],
+    ) -> Operation:
+        """Journal an operation with its plan, and start it."""
+
+        def add(session: Session) -> dict[str, Any]:
+            group = view_group(session, name)
+            check(session, group)
+            draft = Operation.model_validate(
+                {
+                    "id": "op-draft",
+                    "kind": kind,
+                    "group": name,
+                    "phase": "Pending",
+                    "request": _bare(body),
+                    "created": self.now(),
+                }
+            )
+            steps = self.operations.plan(kind, group, draft)
+            operation = journal.add_operation(session, kind, group, body, steps, self.now())
+            fresh.append(operation.id)
+            return operation.model_dump(mode="json")
+
+        fresh: list[str] = []
+        answer = await self.change(request, add)
+        for operation_id in fresh:
+            self.operations.submit(operation_id)
+        return Operation.model_validate(answer)
+
+    # -------------------------------------------------------------- mounts
+
+    async def mount(self, request: Request, name: str, body: MountRequest) -> Mount:
+        """Open a checkpoint for use. The mount's id comes from the request's, so that a retry never makes a second one."""
+        group = await self.view(name)
+        target, mark = await asyncio.to_thread(self.timeline.resolve, group, body.at, body.target)
+        members = await asyncio.to_thread(self._members_to_mount, group, target, mark, body.member)
+        worker = self._worker(group.worker)
+        mount_id = "mnt-" + hashlib.blake2b(request.id.encode(), digest_size=6).hexdigest()
+        if await self.write(lambda session: self._intend_mount(session, mount_id, group)):
+            with suppress(NotFound):  # a try that was interrupted may have mounted it
+                await worker.unmount(mount_id)
+        try:
+            mount = await worker.mount(
+                WorkerMount(mount_id=mount_id, group_uid=group.uid, target=target, checkpoint=mark.id, members=members)
+            )
+        except DpacError as cause:
+            if not isinstance(cause, Temporary):
+                await self.write(lambda session: session.delete(session.get_one(MountRow, mount_id)))
+            raise
+        await self.write(lambda session: _note_mount(session, mount_id, mount))
+        return mount
+
+    def _members_to_mount(self, group: GroupView, target: str, mark: Any, member: str | None) -> list[str]:
+        held = self.timeline.ask(group, target, lambda repository: repository.members_at(mark))
+        names = sorted(view.name for view in held.values())
+        if member is not None and member not in names:
+            raise Invalid(
+                f"Checkpoint {mark.id} does not hold the member {member!r} (it holds: {', '.join(names) or 'none'}).",
+                property_path="member",
+            )
+        return names if member is None else [member]
+
+    def _intend_mount(self, session: Session, mount_id: str, group: GroupView) -> bool:
+        """Note that a mount is about to be made; True if that was noted before."""
+        if session.get(MountRow, mount_id) is not None:
+            return True
+        session.add(MountRow(id=mount_id, group_uid=group.uid, worker=group.worker, mount=None, created=self.now()))
+        return False
+
+    async def unmount(self, mount_id: str) -> None:
+        """Close a mount and drop what was written to it."""
+        index = await self.read(lambda session: journal.mount_row(session, mount_id).worker)
+        with suppress(NotFound):
+            await self._worker(index).unmount(mount_id)
+        await self.write(lambda session: session.delete(journal.mount_row(session, mount_id)))
+
+    # -------------------------------------------------------------- metrics
+
+    async def statuses(self) -> dict[str, GroupStatus]:
+        """Every active group's status, asked for side by side."""
+        query = select(GroupRow.name).where(GroupRow.lifecycle == "active").order_by(GroupRow.name)
+        names: list[str] = await self.read(lambda session: list(session.scalars(query)))
+
+        async def one(name: str) -> tuple[str, GroupStatus] | None:
+            try:
+                return name, await self.status(name)
+            except NotFound:
+                return None  # deleted meanwhile
+
+        asked: list[Coroutine[Any, Any, tuple[str, GroupStatus] | None]] = [one(name) for name in names]
+        return dict(found for found in await asyncio.gather(*asked) if found is not None)
+
+    async def operation_counts(self) -> Counter[tuple[str, str]]:
+        """(kind, phase) -> how many operations the journal has."""
+        query = select(OperationRow.kind, OperationRow.phase, func.count()).group_by(
+            OperationRow.kind, OperationRow.phase
+        )
+        rows = await self.read(lambda session: session.execute(query).all())
+        return Counter({(kind, phase): count for kind, phase, count in rows})
+
+
+def _bare(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != "request_id"}
+
+
+def _note_mount(session: Session, mount_id: str, mount: Mount) -> None:
+    journal.mount_row(session, mount_id).mount = mount.model_dump(mode="json")

@@ -1,0 +1,117 @@
+"""Restore: write one member, as it was at a checkpoint, to a new path. Whole or not at all: written aside, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dpac_api.errors import Invalid, NotFound
+from dpac_api.models import RestoreReport, RestoreRequest
+from dpac_engine.control.host_checks import check_restore_path
+from dpac_engine.control.image_reading import pieces, stored_bytes
+from dpac_engine.control.operations import Cast
+from dpac_engine.control.recovery import ImageView, VolumeView
+from dpac_engine.io.files import sync_folder
+
+_CHOOSE, _WRITE, _RENAME = "choose checkpoint", "write aside", "rename"
+
+
+class Restore:
+    """One restore at work (an `operations.Run`)."""
+
+    def __init__(self, cast: Cast) -> None:
+        self._cast = cast
+        self._request = RestoreRequest.model_validate({**cast.operation.request, "request_id": cast.operation.id})
+        self._to = Path(self._request.to)
+        self._aside = self._to.parent / f".{self._to.name}.{cast.operation.id}.partial"
+        self._report: RestoreReport | None = None
+
+    def plan(self) -> Sequence[str]:
+        """See `operations.Run`."""
+        return [_CHOOSE, _WRITE, _RENAME]
+
+    def step(self, name: str) -> str:
+        """See `operations.Run`."""
+        return {_CHOOSE: self._choose, _WRITE: self._write, _RENAME: self._rename}[name]()
+
+    def clean_up(self) -> None:
+        """See `operations.Run`: what was written aside goes; after the rename there is nothing."""
+        if self._aside.is_dir():
+            shutil.rmtree(self._aside, ignore_errors=True)
+        else:
+            self._aside.unlink(missing_ok=True)
+
+    def result(self) -> dict[str, Any]:
+        """See `operations.Run`: a RestoreReport, once it is done."""
+        return self._report.model_dump(mode="json") if self._report else {}
+
+    # -------------------------------------------------------------- steps
+
+    def _choose(self) -> str:
+        self._started_seconds = time.monotonic()
+        timeline, group = self._cast.stage.timeline, self._cast.group
+        target, self._mark = timeline.resolve(group, self._request.at, self._request.target)
+        repository = timeline.private(group, target)
+        held = {member.name: (ordinal, member.kind) for ordinal, member in repository.members_at(self._mark).items()}
+        if self._request.member not in held:
+            there = ", ".join(sorted(held)) or "none"
+            raise NotFound(
+                f"Checkpoint {self._mark.id} does not hold the member {self._request.member!r} (it holds: {there})."
+            )
+        self._ordinal, self._kind = held[self._request.member]
+        self._image: ImageView = repository.image(self._mark)
+        check_restore_path(self._request.to, directory=self._kind == "directory")
+        return f"{self._mark.id} at {target}"
+
+    def _write(self) -> str:
+        if self._kind == "volume":
+            self._written = self._write_volume(self._image.volume(self._ordinal))
+        else:
+            tree = self._image.tree(self._ordinal)
+            self._written = self._cast.stage.recovery.restore_tree(
+                tree, self._aside, lambda count: self._cast.progress(f"{count} bytes written")
+            )
+        return f"{self._written} bytes"
+
+    def _write_volume(self, volume: VolumeView) -> int:
+        goal, done = stored_bytes(volume), 0
+        free = shutil.disk_usage(self._aside.parent).free
+        if goal > free:
+            raise Invalid(
+                f"The volume needs {goal} bytes and {self._aside.parent} has {free} free. Make room, or choose another disk."
+            )
+        with open(self._aside, "xb") as file:
+            os.truncate(file.fileno(), volume.size_bytes)
+            for offset, data in pieces(volume):
+                os.pwrite(file.fileno(), data, offset)
+                done += len(data)
+                self._cast.progress(f"{done} of {goal} bytes written")
+            os.fsync(file.fileno())
+        return done
+
+    def _rename(self) -> str:
+        """Never over anything: `link` fails where a file is, `rename` of a folder where the folder is not empty."""
+        try:
+            if self._kind == "volume":
+                os.link(self._aside, self._to)
+                self._aside.unlink()
+            else:
+                with suppress(FileNotFoundError):
+                    self._to.rmdir()
+                self._aside.rename(self._to)
+        except OSError as cause:
+            raise Invalid(f"{self._to} came into being meanwhile ({cause.strerror}). Choose another path.") from cause
+        sync_folder(self._to.parent)
+        self._report = RestoreReport(
+            checkpoint=self._mark.id,
+            member=self._request.member,
+            to=self._request.to,
+            bytes_written=self._written,
+            seconds=round(time.monotonic() - self._started_seconds, 3),
+        )
+        return self._request.to
