@@ -1,7 +1,8 @@
 """Protect an order database and a volume: every second a checkpoint, every change at the copies within 15 seconds."""
 
-import dpac
 import pulumi
+
+import dpac
 
 cfg = pulumi.Config()
 data = cfg.require("data")
