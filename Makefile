@@ -40,12 +40,14 @@ lint: test-environment
 	$(VENV)/mypy setup tests/tools.py tests/conftest.py examples/quickstart/orders.py
 	$(VENV)/lint-imports
 
-# PYTEST_ARGS="-k journal -x" narrows it.
+# PYTEST_ARGS="-k journal -x" narrows it. A lint finding fails the run, and lets the tests be seen all the same.
 test: test-environment
 	@$(PYTHON) -m setup.packages
 	@$(PYTHON) -m setup.pulumi_tools
-	@$(MAKE) --no-print-directory lint
-	$(VENV)/pytest -n 2 --dist loadgroup -m "not soak" $(PYTEST_ARGS)
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=$$?; \
+	$(VENV)/pytest -n 2 --dist loadgroup -m "not soak" $(PYTEST_ARGS) || status=$$?; \
+	exit $$status
 
 soak: test-environment
 	@$(PYTHON) -m setup.packages
