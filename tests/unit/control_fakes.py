@@ -1,0 +1,371 @@
+"""Fakes of what the control plane is given: a worker, repositories in memory, keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dpac_api.errors import Corruption, DpacError, NotFound, Unreachable, Unrecoverable
+from dpac_api.models import (
+    Checkpoint,
+    CheckpointRequest,
+    DataState,
+    GroupStatus,
+    LegStatus,
+    Mount,
+    SiteInfo,
+    SlaState,
+    TargetSpec,
+)
+from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.catalogue import Catalogue
+from dpac_engine.control.catalogue_groups import Host
+from dpac_engine.control.plane import Deps
+from dpac_engine.control.recovery import Damage, MarkFilter, RangeView, Verification
+from dpac_engine.control.worker_api import WorkerMount
+from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, select
+
+SITE = SiteInfo(site_uid="5" * 32, name="fra", version="0.1.0")
+ADMIN = "the-admin-token"
+NOW_NS = 1_800_000_000 * 10**9
+WAIT_SECONDS = 10.0
+
+
+class FakeClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.ns = NOW_NS
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def monotonic_ns(self) -> int:
+        return self.ns
+
+    def advance(self, seconds: float) -> None:
+        self.ns += int(seconds * 1e9)
+
+
+class FakeWorker:
+    """Does what it is told at once, and remembers it. `down` makes it unreachable."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.down = False
+        self.calls: list[str] = []
+        self.serving: dict[str, WorkerAssignment] = {}
+        self.mounts: dict[str, WorkerMount] = {}
+        self.sequence = 0
+        self.hold: asyncio.Event | None = None
+
+    async def _reach(self, call: str) -> None:
+        self.calls.append(call)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.down:
+            raise Unreachable("Worker 0 does not answer.")
+
+    async def apply(self, group_uid: str) -> None:
+        await self._reach(f"apply {group_uid}")
+        text = (self.data / "groups" / group_uid / "assignment.json").read_text()
+        wanted = WorkerAssignment.model_validate_json(text)
+        if wanted.state == "active":
+            self.serving[group_uid] = wanted
+        else:
+            self.serving.pop(group_uid, None)
+
+    async def drop(self, group_uid: str) -> None:
+        await self._reach(f"drop {group_uid}")
+        self.serving.pop(group_uid, None)
+
+    async def status(self, group_uid: str) -> GroupStatus:
+        await self._reach(f"status {group_uid}")
+        assignment = self.serving.get(group_uid)
+        if assignment is None:
+            raise NotFound("Not served here.")
+        return GroupStatus(
+            data_state=DataState.CONTINUOUS,
+            sla_state=SlaState.MEETING,
+            protected=True,
+            seeded=True,
+            checkpoint_sequence=self.sequence,
+            head_lsn=640,
+            durable_lsn=640,
+            spool_bytes=4096,
+            members={},
+            legs={
+                name: LegStatus(
+                    target=leg.target,
+                    data_state=DataState.CONTINUOUS,
+                    rpo_seconds=leg.rpo.seconds,
+                    lag_seconds=0.5,
+                    lag_bytes=100,
+                    seeded_fraction=1,
+                    shipped_lsn=640,
+                )
+                for name, leg in assignment.spec.replication.items()
+            },
+            observed_generation=assignment.generation,
+        )
+
+    async def checkpoint(self, group_uid: str, request: CheckpointRequest) -> Checkpoint:
+        await self._reach(f"checkpoint {group_uid}")
+        self.sequence += 1
+        return Checkpoint(
+            id=f"ck-1-{self.sequence}",
+            time=datetime.fromtimestamp(NOW_NS / 1e9, UTC),
+            lsn={"0" * 32: 64 * self.sequence},
+            membership_version=1,
+            consistency="app" if request.app else "crash",
+            tags=[request.tag] if request.tag else [],
+        )
+
+    async def ship(self, group_uid: str) -> None:
+        await self._reach(f"ship {group_uid}")
+
+    async def mount(self, request: WorkerMount) -> Mount:
+        await self._reach(f"mount {request.mount_id}")
+        self.mounts[request.mount_id] = request
+        return Mount(
+            id=request.mount_id,
+            group=self.serving[request.group_uid].name if request.group_uid in self.serving else "gone",
+            checkpoint=request.checkpoint,
+            checkpoint_time=datetime.fromtimestamp(NOW_NS / 1e9, UTC),
+            members={name: f"nbd+unix:///{request.mount_id}/{name}?socket=/run/x" for name in request.members},
+            created=datetime.fromtimestamp(NOW_NS / 1e9, UTC),
+        )
+
+    async def unmount(self, mount_id: str) -> None:
+        await self._reach(f"unmount {mount_id}")
+        if self.mounts.pop(mount_id, None) is None:
+            raise NotFound("No such mount.")
+
+
+@dataclass
+class FakeVolume:
+    """A volume of a few extents; `damaged` offsets cannot be read."""
+
+    size_bytes: int
+    content: dict[int, bytes]
+    damaged: set[int] = field(default_factory=set)
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        yield from ((offset, len(data)) for offset, data in sorted(self.content.items()))
+
+    def read(self, offset: int, length: int) -> bytes:
+        whole = bytearray(self.size_bytes)
+        for at, data in self.content.items():
+            if at in self.damaged and at < offset + length and offset < at + len(data):
+                raise Corruption(f"block {at} does not match its checksum")
+            whole[at : at + len(data)] = data
+        return bytes(whole[offset : offset + length])
+
+
+@dataclass
+class FakeTree:
+    """A directory of files by path."""
+
+    files: dict[bytes, bytes]
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        yield from sorted(self.files.items())
+
+    def read_chunk(self, digest: bytes) -> bytes:
+        raise NotFound("the fake keeps content in entries")
+
+
+@dataclass(frozen=True)
+class FakeMember:
+    name: str
+    kind: str
+
+
+def mark(sequence: int, *, age_seconds: float = 0.0, tags: Sequence[str] = (), app: bool = False) -> Mark:
+    """Checkpoint `ck-1-SEQUENCE`, that old, holding members 1 and 2."""
+    cuts = {"1": CutBody("exact"), "2": CutBody("observed", NOW_NS, 10**9)}
+    body = MarkBody(sequence=sequence, membership_version=1, cuts=cuts, app=app, tags=list(tags))
+    return Mark(1, 64 * sequence, NOW_NS - int(age_seconds * 1e9), body)
+
+
+@dataclass
+class FakeRepository:
+    """A repository in memory."""
+
+    held: list[Mark] = field(default_factory=list)
+    members: dict[int, FakeMember] = field(default_factory=dict)
+    volumes: dict[int, FakeVolume] = field(default_factory=dict)
+    trees: dict[int, FakeTree] = field(default_factory=dict)
+    damages: list[Damage] = field(default_factory=list)
+    error: DpacError | None = None
+
+    def refresh(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def marks(self, wanted: MarkFilter) -> Iterator[Mark]:
+        yield from (m for m in sorted(self.held, key=lambda m: -m.sequence) if wanted.admits(m))
+
+    def ranges(self) -> Sequence[RangeView]:
+        if not self.held:
+            return []
+        first, last = self.held[0], self.held[-1]
+        tags = [tag for m in self.held for tag in m.body.tags]
+        app_count = sum(m.body.app for m in self.held)
+        return [RangeView(first.id, last.id, first.stamp_ns, last.stamp_ns, len(self.held), app_count, tags)]
+
+    def resolve(self, selector: str) -> Mark:
+        if not self.held:
+            raise Unrecoverable("The target holds nothing of this group yet.")
+        return select(sorted(self.held, key=lambda m: -m.sequence), selector)
+
+    def members_at(self, at: Mark) -> Mapping[int, FakeMember]:
+        return self.members
+
+    def image(self, at: Mark) -> FakeRepository:
+        return self
+
+    def volume(self, ordinal: int) -> FakeVolume:
+        return self.volumes[ordinal]
+
+    def tree(self, ordinal: int) -> FakeTree:
+        return self.trees[ordinal]
+
+    def verify(self, progress: object) -> Verification:
+        return Verification(3, 300, len(self.held), self.damages, None if self.damages else self.held[-1])
+
+
+class FakeRecovery:
+    """Repositories by target path; every group shares one."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, FakeRepository] = {}
+        self.probes: dict[str, str] = {}
+        self.purged: list[tuple[str, str]] = []
+        self.checks: dict[str, str] = {"orders.db": "ok"}
+
+    def open(self, target: TargetSpec, group_uid: str) -> FakeRepository:
+        return self.at.setdefault(target.path, FakeRepository())
+
+    def purge(self, target: TargetSpec, group_uid: str) -> None:
+        self.purged.append((target.path, group_uid))
+
+    def probe(self, target: TargetSpec) -> dict[str, str]:
+        return {"write": self.probes.get(target.path, "ok")}
+
+    def restore_tree(self, tree: FakeTree, to: Path, progress: object) -> int:
+        to.mkdir(parents=True, exist_ok=True)
+        for path, content in tree.entries():
+            (to / path.decode()).write_bytes(content)
+        return sum(len(content) for content in tree.files.values())
+
+    def check(self, blueprint: str, root: Path) -> dict[str, str]:
+        return self.checks
+
+
+class FakeKeyring:
+    """Numbers its keys; none is escrowed until it is said so."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.confirmed = False
+
+    def create(self) -> str:
+        self.made += 1
+        return f"{self.made:032x}"
+
+    def escrowed(self, key_id: str) -> bool:
+        return self.confirmed
+
+
+class FakeSigner:
+    """A key of its own."""
+
+    def __init__(self) -> None:
+        self._key = Ed25519PrivateKey.generate()
+
+    @property
+    def public_key(self) -> bytes:
+        return self._key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message)
+
+
+class World:
+    """A site below a temporary folder."""
+
+    def __init__(self, root: Path, workers: int = 1) -> None:
+        self.root = root.resolve()
+        self.data = self.root / "site"
+        (self.data / "tokens").mkdir(parents=True)
+        (self.data / "tokens" / "admin").write_text(ADMIN + "\n")
+        (self.root / "copies").mkdir()
+        (self.root / "orders").mkdir()
+        self.clock = FakeClock()
+        self.keyring = FakeKeyring()
+        self.recovery = FakeRecovery()
+        self.workers = [FakeWorker(self.data) for _ in range(workers)]
+        self.greeted: list[str] = []
+
+    @property
+    def worker(self) -> FakeWorker:
+        return self.workers[0]
+
+    @property
+    def repository(self) -> FakeRepository:
+        """What lies at the target `copies`."""
+        return self.recovery.at.setdefault(str(self.root / "copies"), FakeRepository())
+
+    def host(self) -> Host:
+        return Host(SITE, self.data, len(self.workers), self.keyring.create)
+
+    def deps(self) -> Deps:
+        return Deps(
+            host=self.host(),
+            catalogue=Catalogue.open(self.data / "catalogue.sqlite"),
+            workers=self.workers,
+            recovery=self.recovery,
+            keyring=self.keyring,
+            signer=FakeSigner(),
+            clock=self.clock,
+            admin_token=self.data / "tokens" / "admin",
+            greet=self.greeted.append,
+            apply_seconds=WAIT_SECONDS,
+            retry_seconds=(0.01,),
+        )
+
+    def target_spec(self, name: str = "copies") -> dict[str, object]:
+        return {"kind": "filesystem", "path": str(self.root / name)}
+
+    def group_spec(self, **changes: object) -> dict[str, object]:
+        spec: dict[str, object] = {
+            "members": {
+                "disk": {"kind": "volume", "path": str(self.root / "disk.raw"), "size": "1MiB"},
+                "orders": {"kind": "directory", "path": str(self.root / "orders"), "blueprint": "sqlite"},
+            },
+            "replication": {"copies": {"target": "copies"}},
+        }
+        return json.loads(json.dumps({**spec, **changes}))
+
+    def fill_repository(self, count: int = 5) -> FakeRepository:
+        """Give the target `count` checkpoints a second apart, of the members of `group_spec`."""
+        found = self.repository
+        found.held = [mark(n, age_seconds=count - n) for n in range(1, count + 1)]
+        found.held[-1] = replace_tags(found.held[-1], ["nightly"])
+        found.members = {1: FakeMember("disk", "volume"), 2: FakeMember("orders", "directory")}
+        found.volumes = {1: FakeVolume(2**20, {0: b"boot" * 128, 8192: b"data" * 128})}
+        found.trees = {2: FakeTree({b"orders.db": b"rows", b"note.txt": b"hello"})}
+        return found
+
+
+def replace_tags(old: Mark, tags: list[str]) -> Mark:
+    """The same checkpoint, tagged."""
+    body = MarkBody(old.body.sequence, old.body.membership_version, old.body.cuts, old.body.app, tags)
+    return Mark(old.epoch, old.lsn, old.stamp_ns, body)
