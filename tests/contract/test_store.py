@@ -11,13 +11,16 @@ from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temp
 from dpac_engine.core.ports import Store
 from dpac_engine.io.stores.filesystem import FilesystemStore
 from dpac_engine.io.stores.memory import MemoryStore
+from dpac_engine.io.stores.prefixed import PrefixedStore
 
 
-@pytest.fixture(params=["memory", "filesystem"])
+@pytest.fixture(params=["memory", "filesystem", "prefixed"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Each store, empty."""
     if request.param == "memory":
         return MemoryStore()
+    if request.param == "prefixed":
+        return PrefixedStore(MemoryStore(), "g/one/")
     return FilesystemStore(tmp_path)
 
 
@@ -102,7 +105,7 @@ def test_listing_is_sorted_by_key_and_starts_after(store: Store) -> None:
 def test_a_key_that_is_none_is_refused(tmp_path: Path, key: str) -> None:
     """The filesystem store writes nothing outside its folder, whatever the key."""
     with pytest.raises(Invalid):
-        FilesystemStore(tmp_path / "root").put(key, b"x")
+        FilesystemStore(tmp_path).put(key, b"x")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,6 +116,9 @@ def test_a_missing_folder_is_temporary_not_empty(tmp_path: Path) -> None:
         list(store.list("m/"))
     with pytest.raises(Temporary):
         store.get("m/1")
+    with pytest.raises(Temporary):
+        store.put("m/1", b"x")
+    assert not store.root.exists()
 
 
 def test_errors_of_the_system_are_mapped(tmp_path: Path, mocker) -> None:

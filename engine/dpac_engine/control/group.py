@@ -301,16 +301,19 @@ class Group:
     async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """See `runtime.Runtime.checkpoint`."""
         cuts: dict[int, CutBody] = {}
-        if request.app:
-            quiesced = [member for member in self.members.values() if member.has_blueprint]
-            if not quiesced:
-                raise Invalid(
-                    f"Group {self.assignment.name} has no member with a blueprint, so there is nothing to quiesce. "
-                    "Give a member a `blueprint`, or ask for a plain checkpoint."
-                )
+        quiesced = [member for member in self.members.values() if request.app and member.has_blueprint]
+        if request.app and not quiesced:
+            raise Invalid(
+                f"Group {self.assignment.name} has no attached member with a blueprint, so there is nothing to quiesce. "
+                "Give a member a `blueprint`, or ask for a plain checkpoint."
+            )
+        try:
             for member in quiesced:
                 cuts[member.ordinal] = await member.barrier()
-        mark = self.mark(tags=(request.tag,) if request.tag else (), app=request.app, cuts=cuts)
+            mark = self.mark(tags=(request.tag,) if request.tag else (), app=request.app, cuts=cuts)
+        finally:
+            for member in quiesced:
+                member.release()
         if mark is None:
             raise DpacError(f"No checkpoint can be taken: {self.journal_error}")
         await self._wait_durable()

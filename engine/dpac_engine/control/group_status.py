@@ -136,6 +136,7 @@ def _conditions(group: Group) -> Iterator[Condition]:
         if member.error is not None:
             kind = "MemberMissing" if member.error.code == "not_found" else "MemberFailed"
             yield condition(kind, f"member/{member.name}", member.error.message)
+        yield from member.conditions()
     for leg in group.legs.values():
         if leg.message:
             yield condition("TargetUnavailable", f"leg/{leg.name}", leg.message)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dpac_api.errors import DpacError, Invalid, NotFound
-from dpac_api.models import Cut, DirectorySpec, MemberSpec, MemberStatus, VolumeSpec
+from dpac_api.models import Condition, Cut, DirectorySpec, MemberSpec, MemberStatus, VolumeSpec
 from dpac_engine.control.assignment import MemberAssignment
 from dpac_engine.control.group_state import GroupState, MemberMemory
 from dpac_engine.control.moments import nanoseconds
@@ -30,6 +30,10 @@ class Directory(Protocol):
     def applied_lsn(self) -> int:
         """The persisted index reflects the journal before this LSN."""
 
+    @property
+    def all_applied(self) -> bool:
+        """It reflects every record of this member there is."""
+
     def replay(self, lsn_after: int, change: KeyChange) -> None:
         """Take back a change that the index may lack; before `start`, in order."""
 
@@ -48,9 +52,11 @@ class Directory(Protocol):
     def status(self) -> MemberStatus:
         """What it does."""
 
-    @property
-    def seeded_lsn(self) -> int | None:
-        """The first full capture is in the journal before this LSN; None until then."""
+    def release(self) -> None:
+        """The barrier's mark is written: go on capturing."""
+
+    def conditions(self, subject: str) -> list[Condition]:
+        """What a person should know."""
 
     def snapshot_changes(self) -> AsyncIterator[list[KeyChange]]:
         """See `seeding.TreeSource`."""
@@ -219,9 +225,6 @@ class Member:
         if self.directory is not None:
             directory, self.directory = self.directory, None
             await directory.stop()
-            self._drained_lsn = directory.applied_lsn
-
-    _drained_lsn: int | None = None
 
     @property
     def applied_lsn(self) -> int:
@@ -229,10 +232,10 @@ class Member:
         if self.volume is not None:
             return self._spool.head_lsn if self.volume.bypass else self.volume.synced_lsn
         if self.directory is not None:
-            return self.directory.applied_lsn
+            return self._spool.head_lsn if self.directory.all_applied else self.directory.applied_lsn
         if self._found:
             return self._found[0][0].lsn
-        return self._spool.head_lsn if self._drained_lsn is None else max(self._drained_lsn, self._spool.head_lsn)
+        return self._spool.head_lsn
 
     async def sync(self) -> None:
         """Make what is applied durable."""
@@ -267,12 +270,21 @@ class Member:
         assert self.directory is not None
         return _cut_body(await self.directory.barrier())
 
+    def release(self) -> None:
+        """The mark after a barrier is written."""
+        if self.directory is not None:
+            self.directory.release()
+
+    def conditions(self) -> list[Condition]:
+        """What a person should know of an attached member."""
+        return self.directory.conditions(f"member/{self.name}") if self.directory is not None else []
+
     def info(self) -> MemberInfo:
         """What legs need of it."""
         memory = self.memory
         directory = self.directory
-        if directory is not None and memory.seeded_lsn is None:
-            memory.seeded_lsn = directory.seeded_lsn
+        if directory is not None and memory.seeded_lsn is None and directory.status().seeded:
+            memory.seeded_lsn = self._spool.head_lsn  # its first full capture lies before this
         return MemberInfo(
             memory.uid,
             memory.kind,

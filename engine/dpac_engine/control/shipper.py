@@ -230,7 +230,7 @@ class Shipper:
             memory.lost = memory.lost or cursor < self.group.spool.released_lsn
             memory.cursor = memory.cursor if memory.lost else cursor
         self._spec_stored = state.last.spec if state else -1
-        self.last_mark = await asyncio.to_thread(lambda: next(writer.reader.marks(limit=1), None))
+        self.last_mark = await asyncio.to_thread(lambda: next(writer.reader.marks(), None))
         self._writer = writer
         self.message = ""
 

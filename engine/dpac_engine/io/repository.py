@@ -160,8 +160,11 @@ class RepositoryReader:
         self.state: RepositoryState | None = None
 
     def refresh(self) -> None:
-        """Read the manifests that came since the last time. NotFound if there is no repository; Corruption if it is damaged."""
-        info = read_info(self.store)
+        """Read the manifests that came since the last time; no repository yet is no error. Corruption if it is damaged."""
+        try:
+            info = read_info(self.store)
+        except NotFound:
+            return
         if info.group_uid != self.group_uid:
             raise Conflict(f"The repository belongs to group {info.group_uid}, not to {self.group_uid}.")
         after = manifest.manifest_key(self.state.last.seq) if self.state else ""
@@ -202,28 +205,21 @@ class RepositoryReader:
         start = max(ready[0][0] for ready in founding)
         return [ref for ref in self.refs() if ref.marks and ref.lsn_to > start]
 
-    def marks(
-        self,
-        limit: int | None = None,
-        before_sequence: int | None = None,
-        wanted: Callable[[SegmentRef], bool] = lambda _: True,
-    ) -> Iterator[Mark]:
+    def exact_marks(self, ref: SegmentRef) -> list[Mark]:
+        """The recoverable checkpoints in a segment, oldest first."""
+        return [mark for mark in self.segment(ref).reader.marks() if self.members_at(mark)]
+
+    def is_uniform(self, ref: SegmentRef) -> bool:
+        """Every checkpoint in the segment is recoverable, as its manifest alone tells."""
+        bounds = [lsn for member in self._state().members.values() for pair in member.ready for lsn in pair]
+        ends = [end for member in self._state().members.values() for _, end in member.ready if end is not None]
+        return not ends and not any(lsn is not None and ref.lsn_from < lsn for lsn in bounds)
+
+    def marks(self, wanted: Callable[[SegmentRef], bool] = lambda _: True) -> Iterator[Mark]:
         """Recoverable checkpoints, newest first; `wanted` tells which segments are worth opening."""
-        count = 0
         for ref in reversed(self.ranges()):
-            if ref.marks is None or not wanted(ref):
-                continue
-            if before_sequence is not None and ref.marks.first_sequence >= before_sequence:
-                continue
-            for mark in reversed(self.segment(ref).reader.marks()):
-                if before_sequence is not None and mark.sequence >= before_sequence:
-                    continue
-                if not self.members_at(mark):
-                    continue
-                yield mark
-                count += 1
-                if limit is not None and count >= limit:
-                    return
+            if wanted(ref):
+                yield from reversed(self.exact_marks(ref))
 
     def resolve(self, selector: str) -> Mark:
         """The checkpoint that a selector names; Unrecoverable if none here does, Invalid if it is no selector."""

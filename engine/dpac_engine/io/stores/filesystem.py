@@ -83,7 +83,7 @@ class FilesystemStore:
     @contextlib.contextmanager
     def _written_aside(self, path: Path, data: bytes | memoryview) -> Iterator[Path]:
         scratch = self.root / _SCRATCH
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(exist_ok=True)  # never `root` itself: a mount that is away must not be written beneath
         _make_folders(self.root, path.parent)
         aside = scratch / secrets.token_hex(16)
         try:

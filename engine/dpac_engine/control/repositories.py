@@ -1,0 +1,228 @@
+"""What lies at targets, as control asks for it (`recovery.Recovery`)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dpac_api.errors import Conflict, DpacError
+from dpac_api.models import TargetSpec
+from dpac_engine.control.recovery import Damage, MarkFilter, Progress, RangeView, TreeView, Verification
+from dpac_engine.core.checkpoints import Mark, checkpoint_id
+from dpac_engine.core.image import Image
+from dpac_engine.core.manifest import MemberState, SegmentRef
+from dpac_engine.core.ports import Store
+from dpac_engine.io.blueprints.blueprint import Blueprint
+from dpac_engine.io.repository import DataKeys, RepositoryReader
+
+OpenStore = Callable[[TargetSpec], Store]
+"""The whole target."""
+RestoreTree = Callable[..., int]
+
+
+def group_prefix(group_uid: str) -> str:
+    """Where a group's repository lies in a target."""
+    return f"g/{group_uid}/"
+
+
+class TargetRepository:
+    """A group's repository at a target, read only (`recovery.Repository`)."""
+
+    def __init__(self, reader: RepositoryReader) -> None:
+        self._reader = reader
+
+    def refresh(self) -> None:
+        """See `Repository.refresh`."""
+        self._reader.refresh()
+
+    def marks(self, wanted: MarkFilter) -> Iterator[Mark]:
+        """See `Repository.marks`."""
+        return (mark for mark in self._reader.marks(lambda ref: _may_hold(ref, wanted)) if wanted.admits(mark))
+
+    def ranges(self) -> Sequence[RangeView]:
+        """See `Repository.ranges`: a run ends where checkpoints were thinned out or lost."""
+        runs: list[RangeView] = []
+        for ref in self._reader.ranges():
+            part = _range_of(ref) if self._reader.is_uniform(ref) else _range_of_marks(self._reader.exact_marks(ref))
+            if part is None:
+                continue
+            if runs and _sequence(runs[-1].last) + 1 == _sequence(part.first):
+                runs[-1] = _joined(runs[-1], part)
+            else:
+                runs.append(part)
+        return runs
+
+    def resolve(self, selector: str) -> Mark:
+        """See `Repository.resolve`."""
+        return self._reader.resolve(selector)
+
+    def members_at(self, mark: Mark) -> Mapping[int, MemberState]:
+        """See `Repository.members_at`."""
+        return self._reader.members_at(mark)
+
+    def image(self, mark: Mark) -> Image:
+        """See `Repository.image`."""
+        return self._reader.image(mark)
+
+    def verify(self, progress: Progress) -> Verification:
+        """See `Repository.verify`."""
+        done = 0
+
+        def read(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done)
+
+        damages = [
+            Damage(found.object, found.problem, f"{found.first_checkpoint} to {found.last_checkpoint}")
+            for found in self._reader.verify(read)
+        ]
+        damaged = {damage.object for damage in damages}
+        oldest_damaged = min((ref.lsn_from for ref in self._reader.refs() if ref.name in damaged), default=None)
+        sound = (mark for mark in self._reader.marks(lambda ref: ref.name not in damaged))
+        newest = next((mark for mark in sound if oldest_damaged is None or mark.lsn <= oldest_damaged), None)
+        count = sum(run.count for run in self.ranges()) if not damages else 0
+        return Verification(len(self._reader.refs()), done, count, damages, newest)
+
+
+class TargetRecovery:
+    """How control reaches what lies at targets (`recovery.Recovery`)."""
+
+    def __init__(
+        self, open_store: OpenStore, open_reader: Callable[[str, TargetSpec], RepositoryReader], data_keys: DataKeys,
+        restore: RestoreTree, blueprints: Callable[[str], Blueprint],
+    ) -> None:  # fmt: skip
+        self._open_store = open_store
+        self._open_reader = open_reader
+        self._data_keys = data_keys
+        self._restore = restore
+        self._blueprints = blueprints
+
+    def open(self, target: TargetSpec, group_uid: str) -> TargetRepository:
+        """See `Recovery.open`."""
+        return TargetRepository(self._open_reader(group_uid, target))
+
+    def purge(self, target: TargetSpec, group_uid: str) -> None:
+        """See `Recovery.purge`: manifests first, so that nothing half-deleted looks recoverable."""
+        store = self._open_store(target)
+        keys = list(store.list(group_prefix(group_uid)))
+        for key in sorted(keys, key=lambda key: "/m/" not in key):
+            store.delete(key)
+
+    def probe(self, target: TargetSpec) -> dict[str, str]:
+        """See `Recovery.probe`."""
+        key = f"probe/{secrets.token_hex(16)}"
+        results: dict[str, str] = {}
+        try:
+            store = self._open_store(target)
+            for name, check in _PROBES.items():
+                try:
+                    results[name] = check(store, key) or "ok"
+                except DpacError as error:
+                    results[name] = error.message
+            store.delete(key)
+        except DpacError as error:
+            results["reach"] = error.message
+        return results
+
+    def restore_tree(self, tree: TreeView, to: Path, progress: Progress) -> int:
+        """See `Recovery.restore_tree`."""
+        done = 0
+
+        def wrote(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done)
+
+        return self._restore(tree.entries(), tree.read_chunk, to, wrote)
+
+    def check(self, blueprint: str, root: Path) -> dict[str, str]:
+        """See `Recovery.check`."""
+        return self._blueprints(blueprint).check(root)
+
+
+def _probe_create(store: Store, key: str) -> str:
+    store.create(key, b"dpac probe")
+    return ""
+
+
+def _probe_fence(store: Store, key: str) -> str:
+    try:
+        store.create(key, b"another")
+    except Conflict:
+        return ""
+    return "A second create of one object succeeded: this store cannot keep a stale primary out. Use another store."
+
+
+def _probe_read(store: Store, key: str) -> str:
+    whole, part = store.get(key), store.get(key, 5, 5)
+    return "" if (whole, part) == (b"dpac probe", b"probe") else "What was written is not what is read back."
+
+
+def _probe_list(store: Store, key: str) -> str:
+    return "" if key in store.list("probe/") else "A listing does not show an object that was just written."
+
+
+def _probe_replace(store: Store, key: str) -> str:
+    store.put(key, b"replaced")
+    return "" if store.get(key) == b"replaced" else "A replaced object still reads as before."
+
+
+_PROBES: Mapping[str, Callable[[Store, str], str]] = {
+    "write": _probe_create,
+    "create-only": _probe_fence,
+    "read": _probe_read,
+    "list": _probe_list,
+    "replace": _probe_replace,
+}
+
+
+def _sequence(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])
+
+
+def _may_hold(ref: SegmentRef, wanted: MarkFilter) -> bool:
+    marks = ref.marks
+    return marks is not None and (
+        (wanted.before_sequence is None or marks.first_sequence < wanted.before_sequence)
+        and (wanted.tag is None or any(tag == wanted.tag for tag, _ in marks.tags))
+        and (marks.app_count > 0 or not wanted.app)
+        and (wanted.before_ns is None or marks.first_stamp < wanted.before_ns)
+        and (wanted.after_ns is None or marks.last_stamp > wanted.after_ns)
+    )
+
+
+def _range_of(ref: SegmentRef) -> RangeView | None:
+    marks = ref.marks
+    if marks is None:
+        return None
+    return RangeView(
+        checkpoint_id(ref.epoch, marks.first_sequence),
+        checkpoint_id(ref.epoch, marks.last_sequence),
+        marks.first_stamp,
+        marks.last_stamp,
+        marks.count,
+        marks.app_count,
+        [tag for tag, _ in marks.tags],
+    )
+
+
+def _range_of_marks(marks: Sequence[Mark]) -> RangeView | None:
+    if not marks:
+        return None
+    tags = [tag for mark in marks for tag in mark.body.tags]
+    apps = sum(mark.body.app for mark in marks)
+    return RangeView(marks[0].id, marks[-1].id, marks[0].stamp_ns, marks[-1].stamp_ns, len(marks), apps, tags)
+
+
+def _joined(one: RangeView, other: RangeView) -> RangeView:
+    return RangeView(
+        one.first,
+        other.last,
+        one.first_stamp_ns,
+        other.last_stamp_ns,
+        one.count + other.count,
+        one.app_count + other.app_count,
+        [*one.tags, *other.tags],
+    )
