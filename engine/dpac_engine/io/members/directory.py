@@ -190,7 +190,7 @@ class DirectoryMember:
         async def recapture(paths: list[bytes], seeding: Seeding) -> None:
             await self._whole(self._captured(paths, seeding))
 
-        async for batch in seed.everything(self._capture, recapture, self._lock, read_chunk):
+        async for batch in seed.everything(self._capture, self.path, recapture, self._lock, read_chunk):
             yield batch
 
     # ---------------------------------------------------------------- status
@@ -258,8 +258,6 @@ class DirectoryMember:
     async def _run(self) -> None:
         await self._attempt(None)
         await self._follow_watch()
-        # What changed between the first scan and the watch's beginning is hinted by nobody.
-        self._scan_all = True
         while True:
             await self._wait()
             if self._scan_all or self._now() >= self._scan_due:
@@ -409,6 +407,7 @@ class DirectoryMember:
             )
             return
         self._watch, self._watched_root, self._watch_problem = watch, root, ""
+        # What changed between the scan and the watch's beginning is hinted by nobody.
         self._scan_all = True
 
     def _folders_to_watch(self) -> list[bytes] | None:

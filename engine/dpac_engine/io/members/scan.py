@@ -105,7 +105,7 @@ class Scan:
     def paths(self, hints: Iterable[bytes]) -> Difference:
         """Compare the hinted paths, the folders they lie in, and everything below folders that are new."""
         wanted = {self._data_file(path) for path in hints}
-        wanted |= {split(path)[0] or ROOT for path in wanted if path != ROOT}
+        wanted |= {folder for path in wanted if path != ROOT for folder in self._folders_above(path)}
         gone: set[bytes] = set()
         for path in sorted(wanted, key=lambda path: (path != ROOT, path)):
             self._one(path, gone)
@@ -113,6 +113,14 @@ class Scan:
             self.difference.vanished |= {path for path in self.captured if beneath_any(path, gone)}
         self.difference.vanished -= self.difference.changed.keys()
         return self.difference
+
+    def _folders_above(self, path: bytes) -> Iterator[bytes]:
+        """The folder a path lies in, and those above it that were not captured yet: a hint may have been lost."""
+        while True:
+            path = split(path)[0] or ROOT
+            yield path
+            if path == ROOT or path in self.captured:
+                return
 
     def _one(self, path: bytes, gone: set[bytes]) -> None:
         try:

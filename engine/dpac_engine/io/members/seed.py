@@ -8,11 +8,14 @@ call began; so a target that takes the hand-out first and the journal from the c
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from dpac_api.errors import DpacError, Temporary
-from dpac_engine.core.entries import encode_entry
+from dpac_engine.core.entries import digest_of, encode_entry
 from dpac_engine.core.records import KeyChange, Keyspace
+from dpac_engine.io.members.beneath import Beneath
 from dpac_engine.io.members.capture import Capture, Seeding
 from dpac_engine.io.members.chunks import Chunk
 from dpac_engine.io.members.tree_index import TreeIndex
@@ -20,6 +23,7 @@ from dpac_engine.io.members.tree_index import TreeIndex
 _ROUNDS_MAX = 8
 _PATHS_PER_CAPTURE = 256
 _ENTRIES_PER_BATCH = 1_000
+_CHUNKS_PER_BATCH = 16
 
 Recapture = Callable[[list[bytes], Seeding], Awaitable[None]]
 """Captures the paths even if they seem unchanged, serialised with every other capture."""
@@ -27,7 +31,7 @@ ReadChunk = Callable[[bytes], Awaitable[bytes]]
 
 
 async def everything(
-    capture: Capture, recapture: Recapture, lock: asyncio.Lock, read_chunk: ReadChunk | None
+    capture: Capture, root: Path, recapture: Recapture, lock: asyncio.Lock, read_chunk: ReadChunk | None
 ) -> AsyncIterator[list[KeyChange]]:
     """Batches of puts: chunks first, then all entries of one moment.
 
@@ -37,6 +41,10 @@ async def everything(
     has: set[bytes] = set()
     capture.seedings.append(has)
     try:
+        # Most files are as they were captured: their chunks are read without holding up captures.
+        for path in _paths_missing(capture.index, has):
+            async for batch in _read_as_captured(path, capture, root, has):
+                yield batch
         for _ in range(_ROUNDS_MAX):
             missing = _paths_missing(capture.index, has)
             if not missing:
@@ -62,6 +70,42 @@ async def everything(
 def _paths_missing(index: TreeIndex, has: set[bytes]) -> list[bytes]:
     """Paths of which a chunk is neither handed out nor in the journal since."""
     return sorted(path for path, row in list(index.rows.items()) if not has.issuperset(row.entry.digests))
+
+
+async def _read_as_captured(
+    path: bytes, capture: Capture, root: Path, has: set[bytes]
+) -> AsyncIterator[list[KeyChange]]:
+    """The file's chunks, as far as it still holds them: their hashes tell."""
+    row = capture.index.rows.get(path)
+    if row is None or row.covered or row.signature is None:
+        return
+    pieces = [piece for piece in row.entry.pieces() if piece[2] not in has]
+    for at in range(0, len(pieces), _CHUNKS_PER_BATCH):
+        some = pieces[at : at + _CHUNKS_PER_BATCH]
+        chunks = await capture.in_thread(lambda some=some: _matching(root, path, some))  # type: ignore[misc]
+        # A chunk that was deleted from the journal meanwhile is not of this tree any more.
+        chunks = [chunk for chunk in chunks if chunk[0] in capture.index]
+        if not chunks:
+            return
+        has.update(digest for digest, _ in chunks)
+        yield [KeyChange(Keyspace.CHUNK, digest, content) for digest, content in chunks]
+
+
+def _matching(root: Path, path: bytes, pieces: list[tuple[int, int, bytes]]) -> list[Chunk]:
+    found: dict[bytes, bytes] = {}
+    try:
+        with Beneath(root) as tree:
+            fd = tree.open(path, os.O_RDONLY)
+            try:
+                for offset, length, digest in pieces:
+                    content = os.pread(fd, length, offset)
+                    if digest_of(content) == digest:
+                        found[digest] = content
+            finally:
+                os.close(fd)
+    except OSError:
+        pass  # what cannot be read here is captured anew
+    return list(found.items())
 
 
 async def _read_again(paths: list[bytes], has: set[bytes], recapture: Recapture) -> AsyncIterator[list[KeyChange]]:

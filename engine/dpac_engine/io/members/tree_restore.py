@@ -1,0 +1,284 @@
+"""Restoring a directory member's tree from its entries and chunks."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Invalid, Temporary
+from dpac_engine.core.entries import ROOT, Entry, EntryType, decode_entry, digest_of
+from dpac_engine.io.members.beneath import Beneath, split
+
+ReadChunk = Callable[[bytes], bytes]
+
+_PARTIAL_PREFIX = ".dpac-restore-"
+_PARTIAL_SUFFIX = ".partial"
+_BLOCK_BYTES = 4096
+_ZEROES = bytes(_BLOCK_BYTES)
+_NODE_TYPES = {
+    EntryType.FIFO: stat.S_IFIFO,
+    EntryType.SOCKET: stat.S_IFSOCK,
+    EntryType.CHARACTER_DEVICE: stat.S_IFCHR,
+    EntryType.BLOCK_DEVICE: stat.S_IFBLK,
+}
+_IMPLIED_FOLDER = Entry(type=EntryType.DIRECTORY, mode=0o755, uid=0, gid=0, mtime_ns=0)
+
+
+def restore_tree(
+    entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk, to: Path, progress: Callable[[int], None]
+) -> int:
+    """Recreate a tree at `to`, which is missing (its parent is not) or an empty folder; returns bytes of content.
+
+    `entries` are keys and values of key space ENTRY in any order; `read_chunk` gives the content of a chunk by its
+    hash, which is checked. `progress` gets the bytes of each piece as it is written. Everything is on disk when this
+    returns. Until then it lies in a folder named `.dpac-restore-*.partial`, which is removed on failure.
+
+    As root the owners are restored, and devices; else everything belongs to the caller and a device is Denied.
+    Conflict if `to` holds anything; Corruption if an entry or chunk is not what was written, or would leave `to`.
+    """
+    tree = _checked(entries, read_chunk)
+    partial = _begin(to)
+    try:
+        try:
+            with Beneath(partial) as beneath:
+                written = _Restoring(beneath, tree, read_chunk, progress).run()
+                _sync(beneath.root_fd)
+            _publish(partial, to, tree.get(ROOT))
+        except OSError as error:
+            raise _of_dpac(error, to) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return written
+
+
+def _checked(entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk) -> dict[bytes, Entry]:
+    """The entries by path, every path proven to stay below the root, every folder above one present."""
+
+    def listed(digest: bytes) -> bytes:
+        return _verified(read_chunk(digest), digest)
+
+    tree: dict[bytes, Entry] = {}
+    for path, value in entries:
+        if path != ROOT and (b"\0" in path or any(name in (b"", b".", b"..") for name in path.split(b"/"))):
+            raise Corruption(f"The entry {path!r} is no path below the member's root; nothing was restored.")
+        tree[path] = decode_entry(value, listed)
+    for path in list(tree):
+        while (path := split(path)[0]) and path not in tree:
+            tree[path] = _IMPLIED_FOLDER
+        if path and tree[path].type is not EntryType.DIRECTORY:
+            raise Corruption(f"An entry lies below {path!r}, which is no folder; nothing was restored.")
+    if ROOT in tree and tree[ROOT].type is not EntryType.DIRECTORY:
+        raise Corruption("The entry of the member's root is no folder; nothing was restored.")
+    return tree
+
+
+def _begin(to: Path) -> Path:
+    """The folder that the tree is built in; on the file system it will stay on."""
+    name = f"{_PARTIAL_PREFIX}{secrets.token_hex(8)}{_PARTIAL_SUFFIX}"
+    try:
+        if not os.path.lexists(to):
+            partial = to.parent / name
+        else:
+            left = [child for child in os.listdir(to) if not _is_partial(child)]
+            if left:
+                raise Conflict(f"{to} is not empty ({left[0]!r} lies in it). Restore to a new path or an empty folder.")
+            for child in os.listdir(to):
+                shutil.rmtree(to / child)
+            partial = to / name
+        partial.mkdir(mode=0o700)
+    except FileNotFoundError as error:
+        raise Invalid(f"{to.parent} does not exist. Create it, or restore to another path.") from error
+    except NotADirectoryError as error:
+        raise Conflict(f"{to} is not a folder. Restore to a new path or an empty folder.") from error
+    except OSError as error:
+        raise _of_dpac(error, to) from error
+    return partial
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(_PARTIAL_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
+
+
+def _publish(partial: Path, to: Path, root: Entry | None) -> None:
+    """Give the finished tree its name, its root's metadata last: moving changes times."""
+    if partial.parent == to:
+        for child in os.listdir(os.fsencode(partial)):
+            os.rename(os.path.join(os.fsencode(partial), child), os.path.join(os.fsencode(to), child))
+        partial.rmdir()
+    else:
+        os.rename(partial, to)
+        _sync_folder(to.parent)
+    fd = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if root is not None:
+            _set_metadata(fd, root)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class _Restoring:
+    """Writes a checked tree; each step in an order in which no path leads through a symlink."""
+
+    def __init__(
+        self, beneath: Beneath, tree: dict[bytes, Entry], read_chunk: ReadChunk, progress: Callable[[int], None]
+    ) -> None:
+        self._beneath = beneath
+        self._tree = tree
+        self._read_chunk = read_chunk
+        self._progress = progress
+        self._first_names: dict[tuple[int, int], bytes] = {}
+
+    def run(self) -> int:
+        paths = sorted(path for path in self._tree if path != ROOT)
+        folders = [path for path in paths if self._tree[path].type is EntryType.DIRECTORY]
+        files = [path for path in paths if self._tree[path].type is EntryType.FILE]
+        others = [path for path in paths if self._tree[path].type not in (EntryType.DIRECTORY, EntryType.FILE)]
+        for path in folders:
+            folder, name = split(path)
+            os.mkdir(name, 0o700, dir_fd=self._beneath.folder(folder))
+        written = sum(self._file(path, self._tree[path]) for path in files)
+        for path in others:
+            self._other(path, self._tree[path])
+        # What a folder holds sets its times, and its mode may forbid to change that: folders last, deepest first.
+        for path in sorted(folders, key=lambda path: -path.count(b"/")):
+            if self._tree[path] is not _IMPLIED_FOLDER:
+                _set_metadata(self._beneath.folder(path), self._tree[path])
+        return written
+
+    def _file(self, path: bytes, entry: Entry) -> int:
+        if self._linked(path, entry):
+            return 0
+        fd = self._beneath.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.ftruncate(fd, entry.size)
+            written = 0
+            for offset, length, digest in entry.pieces():
+                content = _verified(self._read_chunk(digest), digest)
+                if len(content) != length:
+                    raise Corruption(f"{path!r} lists a chunk of {len(content)} bytes where {length} belong.")
+                _write(fd, offset, content, entry.sparse)
+                written += length
+                self._progress(length)
+            _set_metadata(fd, entry)
+        finally:
+            os.close(fd)
+        return written
+
+    def _other(self, path: bytes, entry: Entry) -> None:
+        if self._linked(path, entry):
+            return
+        folder, name = split(path)
+        fd = self._beneath.folder(folder)
+        if entry.type is EntryType.SYMLINK:
+            os.symlink(entry.target, name, dir_fd=fd)
+        else:
+            device = os.makedev(*entry.device) if entry.device is not None else 0
+            os.mknod(name, _NODE_TYPES[entry.type] | 0o600, device, dir_fd=fd)
+        if os.geteuid() == 0:
+            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        if entry.type is not EntryType.SYMLINK:
+            # Just made here, and no link: nothing is followed.
+            os.chmod(name, entry.mode, dir_fd=fd)
+        for key, value in entry.xattrs:
+            _set_xattr(self._beneath.by_proc(path), key, value)
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self._beneath.folder(folder), follow_symlinks=False)
+
+    def _linked(self, path: bytes, entry: Entry) -> bool:
+        """Made as another name of a file that was restored already; only if the two were captured alike."""
+        if entry.inode is None:
+            return False
+        first = self._first_names.setdefault(entry.inode, path)
+        if first == path or self._tree[first] != entry:
+            return False
+        # A copy: looking up the second folder may close the first.
+        from_fd = os.dup(self._beneath.folder(split(first)[0]))
+        try:
+            folder, name = split(path)
+            to_fd = self._beneath.folder(folder)
+            os.link(split(first)[1], name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+        finally:
+            os.close(from_fd)
+        return True
+
+
+def _verified(content: bytes, digest: bytes) -> bytes:
+    if digest_of(content) != digest:
+        raise Corruption(f"The chunk {digest.hex()} does not hold what was written. Verify the target it came from.")
+    return content
+
+
+def _write(fd: int, offset: int, content: bytes, sparse: bool) -> None:
+    if not sparse:
+        _write_all(fd, content, offset)
+        return
+    at = 0
+    while at < len(content):
+        end = at
+        while end < len(content) and content[end : end + _BLOCK_BYTES] != _ZEROES:
+            end += _BLOCK_BYTES
+        if end > at:
+            _write_all(fd, content[at:end], offset + at)
+        at = max(end, at) + (_BLOCK_BYTES if end < len(content) else 0)
+
+
+def _write_all(fd: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _set_metadata(fd: int, entry: Entry) -> None:
+    """Owner first: changing it clears set-user-id; times last."""
+    if os.geteuid() == 0:
+        os.chown(fd, entry.uid, entry.gid)
+    for key, value in entry.xattrs:
+        _set_xattr(fd, key, value)
+    os.chmod(fd, entry.mode)
+    os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+def _set_xattr(at: int | bytes, key: bytes, value: bytes) -> None:
+    try:
+        os.setxattr(at, key, value, follow_symlinks=isinstance(at, int))
+    except OSError as error:
+        # Labels and capabilities need privileges or a matching file system; an application's own attributes do not.
+        if key.startswith(b"user.") or error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
+            raise
+
+
+def _sync(fd: int) -> None:
+    """Every file of the file system, in one call: with many small files an fsync each takes far longer."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _of_dpac(error: OSError, to: Path) -> DpacError:
+    problem = f"The restore to {to} failed: {error.strerror}."
+    if isinstance(error, PermissionError):
+        return Denied(f"{problem} Restore as a user who may write there (devices need root).")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Temporary(f"{problem} Free some space, or restore to another path.")
+    if error.errno in (errno.ENOTSUP, errno.EINVAL, errno.ENAMETOOLONG):
+        return Invalid(f"{problem} That file system cannot hold what was captured; restore to another one.")
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        return Conflict(f"{problem} Something else wrote there meanwhile; restore to a new path.")
+    return DpacError(f"{problem} Look at the file system there, then restore again.")
