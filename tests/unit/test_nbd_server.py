@@ -21,6 +21,7 @@ from tests.nbd.client import (
     FUA,
     REQ_ONE,
     TRIM,
+    WRITE,
     WRITE_ZEROES,
     Client,
     go,
@@ -254,6 +255,27 @@ def test_a_client_may_vanish_at_any_moment(tmp_path: Path) -> None:
         until(lambda: not serving.server._connections or len(serving.server._connections) == 1, "the clients are gone")
         serving.call(disk.release_flushes)
         until(lambda: not disk.clients and not serving.server._connections, "every client was told closed")
+
+
+def test_an_oversized_write_is_refused_when_its_last_bytes_have_come(tmp_path: Path) -> None:
+    """Its payload is taken and dropped, the last few bytes alone, and the client goes on."""
+    length = 32 * MIB + 512
+    with serve(tmp_path, disk=MemoryExport(64 * MIB)) as serving, Client(serving.path) as client:
+        client.enter(structured=True)
+        client.send(request(WRITE, 1, 0, length), bytes(length - 5))
+        until(lambda: serving.call(lambda: _still_to_drop(serving)) == [5], "the server has taken what was sent")
+        client.send(bytes(5))
+        reply = client.reply()
+        assert (reply.cookie, reply.error) == (1, 22)
+        assert "33554432" in reply.message
+        client.send(write(2, 0, b"x" * 512))
+        assert client.reply().error == 0
+
+
+def _still_to_drop(serving: Serving) -> list[int]:
+    """How many bytes of a refused payload each session waits for."""
+    sessions = [connection._session for connection in serving.server._connections]
+    return [session._parser._discard_bytes for session in sessions if session is not None]
 
 
 def test_disc_waits_for_what_is_under_way(tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ class RequestParser:
         if not self._discard_bytes:
             found.refusals.append(self._discard)
             self._discard = None
+        else:
+            found.wanted = 1  # every byte of it helps, however few come last
         return at + dropped
 
     def _sort(self, found: Round, request: Query, data: memoryview | None, size_bytes: int, read_only: bool) -> None:

@@ -112,6 +112,8 @@ class Session:
     def _serve_round(self) -> bool:
         """Serve every complete request of the buffer; whether there was one."""
         buffer, export = self._buffer, self._export
+        if len(buffer) < buffer.wanted:
+            return False
         start = buffer.start
         found = self._parser.parse(buffer.view, start, buffer.end, exported_bytes(export), export.read_only)
         if found.next == start:
