@@ -18,11 +18,12 @@ from pathlib import Path
 
 from setup import environment, orders, pulumi_tools
 from setup.checkout import QUICKSTART, ROOT, VENV_BIN, State
-from setup.console import SetupError, alone, run, say
+from setup.console import SetupError, alone, capture, run, say
 from setup.pulumi_environment import pulumi_environment
 
 STACK = "local"
 GROUP = "quickstart"
+_CURRENT = "current"
 _DPAC = VENV_BIN / "dpac"
 _STACK_SETTINGS = QUICKSTART / f"Pulumi.{STACK}.yaml"
 
@@ -34,12 +35,15 @@ def up() -> None:
         environment.ensure(["backend"])
         tools = pulumi_tools.ensure()
         run([_DPAC, "serve", "--detach", "--data", state.site], env=_without_site())
+        context = _note_context(state)
         orders.start(state)
         variables = _pulumi_variables(state, tools)
         _write_shell_environment(state, tools, variables)
         _select_stack(state, variables)
         _pulumi(["up", "--yes"], variables)
     _show(state, variables)
+    if context != _CURRENT:
+        _explain_context(state, context)
 
 
 def preview() -> None:
@@ -67,6 +71,7 @@ def clean() -> None:
     if os.environ.get("YES") != "1":
         _confirm(f"Remove the quickstart's data, its copies and its stack from {state.root}?")
     down()
+    _forget_context(state)
     for folder in (state.site, state.data, state.copies, state.pulumi):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (state.acknowledged, state.orders_pid, state.orders_log, state.shell_environment, _STACK_SETTINGS):
@@ -87,15 +92,42 @@ def _without_site() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in named}
 
 
+def _site(state: State) -> dict[str, str]:
+    """Who the site is: its `site.json`."""
+    return dict(json.loads((state.site / "site.json").read_text()))
+
+
+def _endpoint(state: State) -> dict[str, str]:
+    """Where the site listens. Its run folder lies elsewhere where the path would be too long for sockets."""
+    return dict(json.loads((Path(_site(state)["run"]) / "endpoint.json").read_text()))
+
+
 def _own_site(state: State) -> dict[str, str]:
     """Variables that name the quickstart's own site, whichever context is current; none before its first start."""
     try:
-        # Where a path would be too long for sockets, the site keeps its run folder elsewhere and says so.
-        run_folder = Path(json.loads((state.site / "site.json").read_text())["run"])
-        endpoint = json.loads((run_folder / "endpoint.json").read_text())
+        endpoint = _endpoint(state)
         return {"DPAC_ENDPOINT": endpoint["url"], "DPAC_TOKEN_FILE": endpoint["token_file"]}
     except (OSError, ValueError, KeyError):
         return {}
+
+
+def _note_context(state: State) -> str:
+    """Make the site known to `dpac`; `_CURRENT`, or the name of its context where another one stays the current one."""
+    site, endpoint = _site(state), _endpoint(state)
+    what = [site["site_uid"], site["name"], endpoint["url"], endpoint["token_file"]]
+    return capture([VENV_BIN / "python", "-m", "setup.context", "note", *what], cwd=ROOT).strip()
+
+
+def _forget_context(state: State) -> None:
+    if (state.site / "site.json").exists() and (VENV_BIN / "python").exists():
+        run([VENV_BIN / "python", "-m", "setup.context", "forget", _site(state)["site_uid"]], cwd=ROOT)
+
+
+def _explain_context(state: State, context: str) -> None:
+    print(f"""Another site stays the one that `dpac` speaks to; for this one, first:
+. {_from_here(state.shell_environment)}                      in this shell, or
+{_from_here(_DPAC)} context use {context}    from now on
+""")
 
 
 def _pulumi_variables(state: State, tools: Path) -> dict[str, str]:
@@ -157,7 +189,7 @@ def _holder(lock: Path) -> bool:
 
 def _write_shell_environment(state: State, tools: Path, variables: dict[str, str]) -> None:
     """A file to source: `pulumi` in a shell then means this stack, `dpac` this site."""
-    names = [name for name in variables if name.startswith("PULUMI_") or name == "VIRTUAL_ENV"]
+    names = [name for name in variables if name.startswith(("PULUMI_", "DPAC_")) or name == "VIRTUAL_ENV"]
     lines = [f"export {name}={shlex.quote(variables[name])}" for name in sorted(names)]
     lines.append(f'export PATH={shlex.quote(f"{VENV_BIN}{os.pathsep}{tools}")}{os.pathsep}"$PATH"')
     lines.append("unset PULUMI_ACCESS_TOKEN PULUMI_CONFIG_PASSPHRASE PULUMI_STACK PULUMI_PYTHON_CMD")

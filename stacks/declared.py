@@ -1,0 +1,115 @@
+"""From a stack's configuration to targets and groups.
+
+The words are those of the components (`dpac.Volume`, `dpac.Async` ...): what a component learns, a stack can say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+
+import pulumi
+
+import dpac
+
+_Arguments = TypeVar("_Arguments")
+_MEMBERS: dict[str, Any] = {"volume": dpac.Volume, "directory": dpac.Directory}
+_GROUP_FIELDS = ("members", "replication", "journal", "on_destroy", "site", "adopt", "ready")
+
+
+class Mistake(pulumi.RunError):
+    """The configuration is wrong; the message names the place."""
+
+
+def declare(targets: Any, groups: Any) -> None:
+    """Declare everything in the stack's `dpac:targets` and `dpac:groups`."""
+    made = {name: _target(name, spec) for name, spec in _entries("dpac:targets", targets)}
+    for name, spec in _entries("dpac:groups", groups):
+        _group(name, spec, made)
+
+
+def _target(name: str, spec: Mapping[str, Any]) -> dpac.FilesystemTarget:
+    where = f"dpac:targets.{name}"
+    _known(where, spec, ("path", "site", "adopt"))
+    if "path" not in spec:
+        raise Mistake(f"{where} has no path; say where the copies go, such as /mnt/backup/copies.")
+    return dpac.FilesystemTarget(name, path=spec["path"], site=_site(spec), adopt=spec.get("adopt"))
+
+
+def _group(name: str, spec: Mapping[str, Any], targets: Mapping[str, dpac.FilesystemTarget]) -> None:
+    where = f"dpac:groups.{name}"
+    _known(where, spec, _GROUP_FIELDS)
+    group = dpac.ProtectionGroup(
+        name,
+        members={key: _member(f"{where}.members.{key}", value) for key, value in _part(where, spec, "members")},
+        replication={
+            key: _leg(f"{where}.replication.{key}", value, targets) for key, value in _part(where, spec, "replication")
+        },
+        journal=_arguments(f"{where}.journal", dpac.Journal, spec["journal"]) if "journal" in spec else None,
+        on_destroy=spec.get("on_destroy"),
+        site=_site(spec),
+        adopt=spec.get("adopt"),
+    )
+    if "ready" in spec:
+        _ready(f"{where}.ready", name, group, spec["ready"])
+    pulumi.export(name, {key: member.nbd_uri for key, member in group.members.items()})
+
+
+def _ready(where: str, name: str, group: dpac.ProtectionGroup, spec: Any) -> None:
+    _known(where, spec, ("until", "timeout"))
+    dpac.Ready(name, group=group, until=spec.get("until"), timeout=spec.get("timeout"))
+
+
+def _member(where: str, spec: Mapping[str, Any]) -> dpac.Volume | dpac.Directory:
+    kind = _MEMBERS.get(str(spec.get("kind")))
+    if kind is None:
+        raise Mistake(f"{where}.kind must be one of {', '.join(_MEMBERS)}, not {spec.get('kind')!r}.")
+    return cast(
+        dpac.Volume | dpac.Directory,
+        _arguments(where, kind, {key: value for key, value in spec.items() if key != "kind"}),
+    )
+
+
+def _leg(where: str, spec: Mapping[str, Any], targets: Mapping[str, dpac.FilesystemTarget]) -> dpac.Async:
+    given = dict(spec)
+    # A target of this stack is made first; any other name is one the site knows already.
+    given["to"] = targets.get(str(given.get("to")), given.get("to"))
+    if given["to"] is None:
+        raise Mistake(f"{where}.to is missing; name a target.")
+    if "retention" in given:
+        given["retention"] = _arguments(f"{where}.retention", dpac.Retention, given["retention"])
+    return _arguments(where, dpac.Async, given)
+
+
+def _arguments(where: str, kind: type[_Arguments], spec: Any) -> _Arguments:
+    names = tuple(field.name for field in fields(cast(Any, kind)))
+    _known(where, spec, names)
+    try:
+        return kind(**spec)
+    except TypeError as error:  # a required argument is not there
+        raise Mistake(f"{where} is not complete; it may have {', '.join(names)}: {error}.") from error
+
+
+def _site(spec: Mapping[str, Any]) -> dpac.Site | None:
+    return dpac.Site(spec["site"]) if "site" in spec else None
+
+
+def _part(where: str, spec: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
+    return _entries(f"{where}.{key}", spec.get(key, {}))
+
+
+def _entries(where: str, named: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    if not isinstance(named, Mapping):
+        raise Mistake(f"{where} must be a dictionary by name, not {type(named).__name__}.")
+    for name, spec in named.items():
+        if not isinstance(spec, Mapping):
+            raise Mistake(f"{where}.{name} must be a dictionary, not {type(spec).__name__}.")
+    return list(named.items())
+
+
+def _known(where: str, spec: Any, names: tuple[str, ...]) -> None:
+    if not isinstance(spec, Mapping):
+        raise Mistake(f"{where} must be a dictionary, not {type(spec).__name__}.")
+    if unknown := sorted(set(spec) - set(names)):
+        raise Mistake(f"{where}.{unknown[0]} is not known; it may have {', '.join(names)}.")

@@ -1,0 +1,95 @@
+"""Protection by configuration alone: what a stack's file says is what the components are given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pulumi
+import pytest
+
+from setup import checkout
+
+CONFIGURED = {
+    "members": {
+        "orders": {"kind": "directory", "path": "/srv/orders", "blueprint": "sqlite"},
+        "disk": {"kind": "volume", "path": "/srv/disk.raw", "size": "1GiB"},
+    },
+    "replication": {"copies": {"to": "copies", "rpo": "5s", "retention": {"daily": 7}}, "far": {"to": "elsewhere"}},
+    "journal": {"history": "24h"},
+    "ready": {"timeout": "1m"},
+}
+
+
+class Recorder(pulumi.runtime.Mocks):
+    """Remembers every resource that a program declares."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, dict[str, Any]] = {}
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        self.made[args.name] = args.inputs
+        return f"{args.name}-id", {**args.inputs, "member_outputs": {"disk": {"nbd_uri": "nbd+unix://x"}}}
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> dict[Any, Any]:
+        return {}
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """A Pulumi engine that makes nothing."""
+    made = Recorder()
+    pulumi.runtime.set_mocks(made, preview=False)
+    return made
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module, as Pulumi imports it: from the folder of the program."""
+    monkeypatch.syspath_prepend(str(checkout.ROOT / "stacks"))
+    import declared
+
+    yield declared
+    sys.modules.pop("declared", None)
+
+
+def test_a_stack_declares_what_its_configuration_says(recorder: Recorder, declared: Any) -> None:
+    """Targets, members, legs and journal arrive at the provider, under the names they have in the file."""
+
+    @pulumi.runtime.test
+    def program() -> None:
+        declared.declare({"copies": {"path": "/mnt/copies"}}, {"shop": CONFIGURED})
+
+    program()
+    assert recorder.made["copies-target"]["path"] == "/mnt/copies"
+    group = recorder.made["shop-group"]
+    assert group["members"] == CONFIGURED["members"]
+    assert group["replication"] == {
+        "copies": {"mode": "async", "target": "copies", "rpo": "5s", "retention": {"daily": 7}},
+        "far": {"mode": "async", "target": "elsewhere"},
+    }
+    assert group["journal"] == {"history": "24h"}
+    assert recorder.made["shop-ready"]["timeout"] == "1m"
+
+
+@pytest.mark.parametrize(
+    ("targets", "groups", "message"),
+    [
+        ({"copies": {}}, {}, "dpac:targets.copies has no path"),
+        ({"copies": {"path": "/x", "size": 1}}, {}, "dpac:targets.copies.size is not known; it may have path"),
+        ([], {}, "dpac:targets must be a dictionary"),
+        ({}, {"shop": "x"}, "dpac:groups.shop must be a dictionary"),
+        ({}, {"shop": {"member": {}}}, "dpac:groups.shop.member is not known; it may have members"),
+        ({}, {"shop": {"members": {"a": {"kind": "disk"}}}}, r"dpac:groups.shop.members.a.kind must be one of"),
+        ({}, {"shop": {"members": {"a": {"kind": "volume"}}}}, r"dpac:groups.shop.members.a is not complete.*'path'"),
+        ({}, {"shop": {"replication": {"a": {"rpo": "1s"}}}}, "dpac:groups.shop.replication.a.to is missing"),
+        ({}, {"shop": {"journal": {"hystory": "1h"}}}, "dpac:groups.shop.journal.hystory is not known"),
+    ],
+)
+def test_a_mistake_in_the_configuration_names_its_place(
+    targets: Any, groups: Any, message: str, recorder: Recorder, declared: Any
+) -> None:
+    """As a message of Pulumi's, not as a traceback."""
+    with pytest.raises(pulumi.RunError, match=message):
+        declared.declare(targets, groups)
