@@ -10,12 +10,15 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dpac_api.models import Name, Selector, Tag
+from dpac_provider.inputs import OwnerLabel, SiteName
 from dpac_provider.values import UNKNOWN, Properties, has_unknown
 
 _TAGS = ("kind", "mode")
@@ -62,7 +65,7 @@ def _problem(detail: ErrorDetails, given: Properties, model: type[BaseModel]) ->
         case "extra_forbidden":
             reason = "is not an argument here; remove it or correct its name"
         case "string_pattern_mismatch":
-            rule = _description_of_pattern(str(detail.get("ctx", {}).get("pattern")), model)
+            rule = _rules().get(str(detail.get("ctx", {}).get("pattern")))
             reason = f"{detail['input']!r} is not allowed: {rule}" if rule else reason
         case "too_short" if isinstance(detail["input"], Mapping):
             reason = "must not be empty"
@@ -92,20 +95,11 @@ def _path(location: tuple[int | str, ...], given: Any) -> str:
     return ".".join(parts)
 
 
-def _description_of_pattern(pattern: str, model: type[BaseModel]) -> str | None:
-    """What the model says about the strings that a pattern allows."""
-    found = _described(model.model_json_schema(), pattern)
-    return found.rstrip(".") + "." if found else None
-
-
-def _described(schema: Any, pattern: str) -> str | None:
-    if isinstance(schema, list):
-        return next((found for item in schema if (found := _described(item, pattern))), None)
-    if not isinstance(schema, dict):
-        return None
-    if schema.get("pattern") == pattern and "description" in schema:
-        return str(schema["description"])
-    return next((found for item in schema.values() if (found := _described(item, pattern))), None)
+@cache
+def _rules() -> dict[str, str]:
+    """What each of the patterns asks for, in words."""
+    schemas = [TypeAdapter(kind).json_schema() for kind in (Name, Tag, Selector, SiteName, OwnerLabel)]
+    return {schema["pattern"]: schema["description"] for schema in schemas}
 
 
 # ------------------------------------------------------------------ normal form around what is unknown
