@@ -324,7 +324,9 @@ class World:
         return self.recovery.at.setdefault(str(self.root / "copies"), FakeRepository())
 
     def host(self) -> Host:
-        return Host(SITE, self.data, len(self.workers), self.keyring.create)
+        return Host(
+            SITE, self.data, len(self.workers), self.keyring.create, lambda n: self.data / "run" / f"nbd-{n}.sock"
+        )
 
     def deps(self) -> Deps:
         return Deps(

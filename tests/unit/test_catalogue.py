@@ -415,9 +415,14 @@ def test_answers_are_forgotten_by_age(site: Site) -> None:
 
 def test_a_change_that_fails_leaves_nothing_behind(site: Site) -> None:
     """Change and answer are one transaction."""
-    with pytest.raises(RuntimeError), site.catalogue.write() as session:
-        remember(session, "request-1", "a", {}, NOW)
-        raise RuntimeError("power cut")
+
+    def interrupted() -> None:
+        with site.catalogue.write() as session:
+            remember(session, "request-1", "a", {}, NOW)
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     with site.catalogue.read() as session:
         assert recall(session, "request-1", "a") is None
 

@@ -17,7 +17,14 @@ from dpac_api.errors import Conflict, Invalid, NotFound, Temporary
 from dpac_api.models import Group, GroupSpec, MemberOutputs, Owner, PutGroup, RetentionSpec, Role, SiteInfo, TargetSpec
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, MountRow, OperationRow, VerificationRow
-from dpac_engine.control.catalogue_targets import legs_of, list_targets, member_claims, target_claims, target_spec
+from dpac_engine.control.catalogue_targets import (
+    legs_of,
+    list_targets,
+    member_claims,
+    target_claims,
+    target_spec,
+    targets_of,
+)
 from dpac_engine.control.host_checks import check_member, check_overlaps, real_path
 from dpac_engine.control.member_identity import Identity, assign
 from dpac_engine.control.ownership import settle
@@ -35,10 +42,12 @@ class Host:
     """How many workers there are."""
     new_key: Callable[[], str]
     """Makes a data key; returns its id."""
+    nbd_socket: Callable[[int], Path]
+    """Where a worker's exports listen."""
 
     def nbd_uri(self, group: str, member: str, worker: int) -> str:
         """Where a volume's export listens: fixed from the group's creation on."""
-        socket = quote(str(self.data / "run" / f"nbd-{worker}.sock"), safe="/")
+        socket = quote(str(self.nbd_socket(worker)), safe="/")
         return f"nbd+unix:///{quote(group)}/{quote(member)}?socket={socket}"
 
 
@@ -104,7 +113,6 @@ def wire(row: GroupRow, host: Host) -> Group:
 
 def assignment(session: Session, row: GroupRow, host: Host) -> WorkerAssignment:
     """What the group's worker shall do."""
-    targets = {name: target_spec(session, name) for name in legs_of(row)}
     return WorkerAssignment(
         group_uid=row.uid,
         name=row.name,
@@ -123,7 +131,7 @@ def assignment(session: Session, row: GroupRow, host: Host) -> WorkerAssignment:
             for member in row.members
             if not member.removed
         },
-        targets={name: spec for name, spec in targets.items() if spec is not None},
+        targets=where_recovery_points_lie(session, row),
     )
 
 
@@ -325,5 +333,5 @@ def purge_expired(session: Session, now: datetime) -> list[str]:
 
 def where_recovery_points_lie(session: Session, row: GroupRow) -> dict[str, TargetSpec]:
     """Target name -> spec, the present legs' first, then those of removed legs."""
-    specs = {name: target_spec(session, name) for name in [*legs_of(row), *row.targets_past]}
+    specs = {name: target_spec(session, name) for name in targets_of(row)}
     return {name: spec for name, spec in specs.items() if spec is not None}

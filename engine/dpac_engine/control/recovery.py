@@ -117,7 +117,7 @@ class Repository(Protocol):
     """What a target holds of a group, read only. Methods block; they raise Temporary while the target is away."""
 
     def refresh(self) -> None:
-        """Look for what was written since; nothing there yet is no error."""
+        """Look for what was written since. NotFound if there is no repository."""
 
     def marks(self, wanted: MarkFilter) -> Iterator[Mark]:
         """Recoverable checkpoints, newest first."""

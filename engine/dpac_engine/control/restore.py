@@ -19,6 +19,7 @@ from dpac_engine.control.recovery import ImageView, VolumeView
 from dpac_engine.io.files import sync_folder
 
 _CHOOSE, _WRITE, _RENAME = "choose checkpoint", "write aside", "rename"
+_TREE = "tree"
 
 
 class Restore:
@@ -73,8 +74,9 @@ class Restore:
             self._written = self._write_volume(self._image.volume(self._ordinal))
         else:
             tree = self._image.tree(self._ordinal)
+            self._aside.mkdir()  # whatever a killed restore leaves lies in it, and is found again by clean_up
             self._written = self._cast.stage.recovery.restore_tree(
-                tree, self._aside, lambda count: self._cast.progress(f"{count} bytes written")
+                tree, self._aside / _TREE, lambda count: self._cast.progress(f"{count} bytes written")
             )
         return f"{self._written} bytes"
 
@@ -103,7 +105,7 @@ class Restore:
             else:
                 with suppress(FileNotFoundError):
                     self._to.rmdir()
-                self._aside.rename(self._to)
+                (self._aside / _TREE).rename(self._to)
         except OSError as cause:
             raise Invalid(f"{self._to} came into being meanwhile ({cause.strerror}). Choose another path.") from cause
         sync_folder(self._to.parent)

@@ -146,18 +146,25 @@ class Timeline:
     def ask(self, group: GroupView, target: str, question: Callable[[Repository], T]) -> T:
         """Put a question to one target's repository, brought up to date first."""
         spec = group.targets[target]
+        key = (group.uid, spec.model_dump_json())
         with self._lock:
-            lock, repository = self._open.setdefault(
-                (group.uid, spec.model_dump_json()), (threading.Lock(), self._recovery.open(spec, group.uid))
-            )
+            if key not in self._open:
+                self._open[key] = threading.Lock(), self._recovery.open(spec, group.uid)
+            lock, repository = self._open[key]
         with lock:
-            repository.refresh()
+            try:
+                repository.refresh()
+            except NotFound:  # nothing lies there, or not any more: what was known of it does not count
+                repository = self._recovery.open(spec, group.uid)
             return question(repository)
 
     def private(self, group: GroupView, target: str) -> Repository:
         """A repository of one's own, for work that takes long."""
         repository = self._recovery.open(group.targets[target], group.uid)
-        repository.refresh()
+        try:
+            repository.refresh()
+        except NotFound:
+            raise Unrecoverable(f"The target {target!r} holds nothing of the group {group.name!r}.") from None
         return repository
 
     def forget(self, group_uid: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpac_api.errors import Corruption, Temporary
+from dpac_api.errors import Corruption, Temporary, Unrecoverable
 from dpac_api.models import VerifyFinding, VerifyReport, VerifyRequest
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.catalogue_operations import note_verified
@@ -44,7 +44,7 @@ class Verify:
         try:
             repository = self._cast.stage.timeline.private(self._cast.group, target)
             found = repository.verify(lambda count: self._cast.progress(f"{count} bytes read"))
-        except Corruption as cause:  # the manifests themselves
+        except (Corruption, Unrecoverable) as cause:  # the manifests themselves
             self._add(
                 target,
                 Verification(0, 0, 0, [], None),
