@@ -1,0 +1,287 @@
+"""`dpac serve`: binds the sockets, starts control and the workers, and starts again what dies.
+
+Standard library only, so that it is there at once and its memory is small. One thread: the kernel ends its children
+when the thread that started them ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dpac_api.errors import DpacError
+from dpac_engine.control.child_process import ChildArguments
+from dpac_engine.control.listening import Listening, listen
+from dpac_engine.control.logs import log_to
+from dpac_engine.control.serve_options import ServeOptions
+from dpac_engine.control.site import Site, SiteLocks
+from dpac_engine.control.systemd import notify
+from dpac_engine.core.restarts import Restarts
+from dpac_engine.io.files import replace_file
+
+ENTRY = (sys.executable, "-m", "dpac_engine.wiring")
+"""Starts a child: followed by `control` or `worker` and its arguments as JSON."""
+CONTROL_STOP_SECONDS = 10.0
+WORKER_STOP_SECONDS = 25.0
+"""A worker drains for 20 s at most; then it is in the way."""
+
+_log = logging.getLogger("dpac_engine.control.supervisor")
+
+
+@dataclass
+class Child:
+    """One process to keep alive."""
+
+    arguments: ChildArguments
+    restarts: Restarts = field(default_factory=Restarts)
+    process: subprocess.Popen[bytes] | None = None
+    ready: int | None = None
+    """Readable once it serves; None when it does, or does not run."""
+    started_at: float = 0.0
+    ready_at: float | None = None
+    due_at: float | None = 0.0
+    """When to start it; None while it runs."""
+    last_exit: str = ""
+
+    @property
+    def role(self) -> str:
+        """`control` or `worker`."""
+        return self.arguments.name.partition("-")[0]
+
+    @property
+    def state(self) -> str:
+        """`waiting`, `starting` or `serving`."""
+        if self.process is None:
+            return "waiting"
+        return "starting" if self.ready_at is None else "serving"
+
+
+class Supervisor:
+    """Keeps the processes of one site alive until it is told to stop."""
+
+    def __init__(
+        self, site: Site, locks: SiteLocks, listening: Listening, options: ServeOptions, entry: Sequence[str] = ENTRY
+    ) -> None:
+        self._site = site
+        self._entry = entry
+        self._announced = False
+        self._stopping = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        common = ChildArguments(
+            name="control",
+            data=str(site.data),
+            supervisor_pid=os.getpid(),
+            workers=len(listening.workers),
+            tree_fd=locks.tree_fd,
+            ready_fd=-1,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            plaintext=options.plaintext,
+            log_files=options.log_files,
+        )
+        workers = [
+            replace(
+                common,
+                name=f"worker-{index}",
+                index=index,
+                rpc_fd=sockets.rpc.fileno(),
+                nbd_fd=sockets.nbd.fileno(),
+                nbd_tcp_fd=-1 if sockets.nbd_tcp is None else sockets.nbd_tcp.fileno(),
+            )
+            for index, sockets in enumerate(listening.workers)
+        ]
+        control = replace(common, rest_fd=listening.rest.fileno())
+        # The data path first: what clients wait for.
+        self._children = [Child(arguments) for arguments in [*workers, control]]
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        while not self._stopping:
+            self._start_due()
+            self._wait(self._seconds_to_next_start())
+            self._reap()
+        notify("STOPPING=1")
+        self._stop([child for child in self._children if child.role == "control"], CONTROL_STOP_SECONDS)
+        self._stop([child for child in self._children if child.role == "worker"], WORKER_STOP_SECONDS)
+        self._report("stopped")
+        return 0
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if number != signal.SIGCHLD:
+            self._stopping = True
+
+    def _wait(self, seconds: float | None) -> None:
+        """Until a signal, a child's readiness, or the time has passed."""
+        pipes = [child.ready for child in self._children if child.ready is not None]
+        readable, _, _ = select.select([self._wake_read, *pipes], [], [], seconds)
+        if self._wake_read in readable:
+            with suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        for child in self._children:
+            if child.ready in readable:
+                self._note_ready(child)
+
+    def _seconds_to_next_start(self) -> float | None:
+        due = [child.due_at for child in self._children if child.due_at is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    # ---------------------------------------------------------------- children
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        due = [child for child in self._children if child.due_at is not None and child.due_at <= now]
+        for child in due:
+            self._start(child)
+        if due:
+            self._report("serving")
+
+    def _start(self, child: Child) -> None:
+        child.ready, ready_write = os.pipe()
+        arguments = replace(child.arguments, ready_fd=ready_write)
+        try:
+            child.process = subprocess.Popen(
+                [*self._entry, child.role, arguments.to_json()],
+                stdin=subprocess.DEVNULL,
+                pass_fds=arguments.descriptors,
+                process_group=0,  # Ctrl-C in a terminal is for the supervisor, which stops them in order
+            )
+        except OSError as error:  # no memory, too many processes: it may pass
+            os.close(child.ready)
+            child.ready = None
+            child.due_at = time.monotonic() + child.restarts.died(time.monotonic(), None)
+            _log.error("%s cannot be started: %s", child.arguments.name, error)
+            return
+        finally:
+            os.close(ready_write)
+        child.started_at, child.ready_at, child.due_at = time.monotonic(), None, None
+
+    def _note_ready(self, child: Child) -> None:
+        assert child.ready is not None
+        serves = os.read(child.ready, 1) == b"1"
+        os.close(child.ready)
+        child.ready = None
+        if not serves:
+            return  # it died; its end is noted by _reap
+        child.ready_at = time.monotonic()
+        _log.info("%s serves, %.2f s after its start", child.arguments.name, child.ready_at - child.started_at)
+        self._report("serving")
+        if not self._announced and all(other.state == "serving" for other in self._children):
+            self._announced = True
+            notify("READY=1")
+
+    def _reap(self) -> None:
+        """Note what died, and when it shall be started again."""
+        for child in self._children:
+            if child.process is None or child.process.poll() is None:
+                continue
+            now = time.monotonic()
+            child.last_exit = _describe(child.process.returncode)
+            delay = child.restarts.died(now, child.ready_at)
+            self._forget_process(child)
+            child.due_at = now + delay
+            _log.error(
+                "%s %s; it is started again %s",
+                child.arguments.name,
+                child.last_exit,
+                f"in {delay:.1f} s" if delay else "at once",
+            )
+
+    def _forget_process(self, child: Child) -> None:
+        if child.ready is not None:
+            os.close(child.ready)
+        child.process = child.ready = child.ready_at = None
+
+    def _stop(self, children: list[Child], seconds_max: float) -> None:
+        """End them: politely, and after `seconds_max` at once."""
+        running = [child.process for child in children if child.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + seconds_max
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _log.error("process %d did not end within %.0f s and is killed", process.pid, seconds_max)
+                process.kill()
+                process.wait()
+        for child in children:
+            self._forget_process(child)
+
+    # ---------------------------------------------------------------- what others see
+
+    def _report(self, state: str) -> None:
+        now = time.monotonic()
+        report = {
+            "pid": os.getpid(),
+            "state": state,
+            "children": {child.arguments.name: _seen(child, now) for child in self._children},
+        }
+        try:
+            replace_file(self._site.supervisor_file, json.dumps(report, indent=1).encode(), durable=False)
+        except OSError as error:  # a full disk must not end what keeps the data path alive
+            _log.error("%s cannot be written: %s", self._site.supervisor_file, error)
+
+
+def _seen(child: Child, now: float) -> dict[str, Any]:
+    return {
+        "pid": child.process.pid if child.process else None,
+        "state": child.state,
+        "restarts": child.restarts.count,
+        "crashing": child.restarts.crashing(now),
+        "last_exit": child.last_exit,
+        "start_seconds": round(child.ready_at - child.started_at, 3) if child.ready_at is not None else None,
+    }
+
+
+def _describe(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"
+
+
+def supervise(options: ServeOptions, entry: Sequence[str] = ENTRY) -> int:
+    """Serve a site; returns when it was told to stop. Errors of the one tree if it cannot be begun."""
+    data = Path(options.data)
+    os.umask(0o077)  # for the children too: catalogue, spools and indexes are nobody else's
+    locks = SiteLocks.take(data)
+    try:
+        site = Site.open(data, name=options.name, run=Path(options.run_dir) if options.run_dir else None)
+        log_to("supervisor", site.log if options.log_files else None)
+        with listen(site, options) as listening:
+            return Supervisor(site, locks, listening, options, entry).run()
+    finally:
+        locks.release()
+
+
+def main(arguments: Sequence[str], entry: Sequence[str] = ENTRY) -> int:
+    """`python -m dpac_engine.control.supervisor OPTIONS`, with ServeOptions as JSON."""
+    try:
+        return supervise(ServeOptions.from_json(arguments[0]), entry)
+    except DpacError as error:
+        sys.stderr.write(f"dpac serve: {error.message}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

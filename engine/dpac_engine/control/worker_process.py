@@ -1,0 +1,78 @@
+"""A worker process: the groups first, then the exports, then control's calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvloop
+
+from dpac_engine.control.child_process import ChildArguments, begin, say_ready
+from dpac_engine.control.http_server import HttpServer
+from dpac_engine.control.logs import log_to
+from dpac_engine.control.worker import Worker
+from dpac_engine.control.worker_rpc import rpc_app
+from dpac_engine.io.nbd.server import Listener, NbdServer
+
+_log = logging.getLogger(__name__)
+NBD_STOP_SECONDS_MAX = 3.0
+"""How long clients may take to read their last answers; what they send after that is refused."""
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """What wiring builds for a worker, inside its event loop."""
+
+    worker: Worker
+    close: Callable[[], None]
+    """Called last, when nothing runs any more."""
+
+
+def run_worker(arguments: ChildArguments, build: Callable[[ChildArguments], WorkerParts]) -> int:
+    """Serve until SIGTERM; returns the exit status."""
+    begin(arguments)
+    log_to(arguments.name, arguments.log_folder)
+    uvloop.run(_serve(arguments, build))
+    return 0
+
+
+async def _serve(arguments: ChildArguments, build: Callable[[ChildArguments], WorkerParts]) -> None:
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    parts = build(arguments)
+    await parts.worker.start()
+    nbd = NbdServer(parts.worker, _listeners(arguments))
+    await nbd.start()
+    rpc = HttpServer(rpc_app(parts.worker), socket.socket(fileno=arguments.rpc_fd))
+    await rpc.start()
+    say_ready(arguments)
+    await rpc.until(told_to_stop)
+    await rpc.stop()
+    await nbd.stop(NBD_STOP_SECONDS_MAX)
+    await parts.worker.stop()
+    parts.close()
+
+
+def _listeners(arguments: ChildArguments) -> list[Listener]:
+    """TCP clients outlive this host, so what they are told is durable; clients on it do not."""
+    listeners = [Listener(socket.socket(fileno=arguments.nbd_fd), durable_acks=False)]
+    if arguments.nbd_tcp_fd >= 0:
+        tls = _tls(arguments)
+        plaintext = True if arguments.plaintext else None
+        sock = socket.socket(fileno=arguments.nbd_tcp_fd)
+        listeners.append(Listener(sock, durable_acks=True, tls=tls, plaintext=plaintext))
+    return listeners
+
+
+def _tls(arguments: ChildArguments) -> ssl.SSLContext | None:
+    if arguments.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(arguments.tls_cert, arguments.tls_key)
+    return context
