@@ -1,1 +1,181 @@
-"""The only file that names concrete classes together: it builds the processes of `dpac serve` and the CLI."""
+"""The only file that names concrete classes together: it builds the processes of `dpac serve` and the CLI.
+
+Heavy modules are imported where they are used: the supervisor, the worker and the CLI each load only what they need.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from dpac_api.models import DirectorySpec, LegSpec, TargetSpec
+    from dpac_engine.control.assignment import WorkerAssignment
+    from dpac_engine.control.child_process import ChildArguments
+    from dpac_engine.control.compaction import Compaction
+    from dpac_engine.control.group import Group
+    from dpac_engine.control.member import MemberJournal
+    from dpac_engine.control.mounts import Mounts
+    from dpac_engine.control.repositories import TargetRecovery
+    from dpac_engine.control.site import Site
+    from dpac_engine.control.worker_process import WorkerParts
+    from dpac_engine.core.ports import Store
+    from dpac_engine.io.blueprints.blueprint import Blueprint
+    from dpac_engine.io.keys import Keyring
+    from dpac_engine.io.members.directory import DirectoryMember
+    from dpac_engine.io.repository import RepositoryReader
+
+
+def open_store(target: TargetSpec) -> Store:
+    """A target's store."""
+    from dpac_engine.io.stores.filesystem import FilesystemStore
+
+    return FilesystemStore(Path(target.path))
+
+
+def open_repository_store(target: TargetSpec, group_uid: str) -> Store:
+    """One group's part of a target."""
+    from dpac_engine.control.repositories import group_prefix
+    from dpac_engine.io.stores.prefixed import PrefixedStore
+
+    return PrefixedStore(open_store(target), group_prefix(group_uid))
+
+
+def reader_opener(keyring: Keyring) -> Callable[[str, TargetSpec], RepositoryReader]:
+    """Opens a group's repository at a target for reading."""
+    from dpac_engine.io.repository import RepositoryReader
+
+    return lambda group_uid, target: RepositoryReader(
+        open_repository_store(target, group_uid), group_uid, keyring.data_key
+    )
+
+
+def find_blueprint(name: str) -> Blueprint:
+    """The blueprint of a name that the models allow."""
+    from dpac_engine.io.blueprints.sqlite import SqliteBlueprint
+
+    return {"sqlite": SqliteBlueprint}[name]()
+
+
+def build_recovery(keyring: Keyring) -> TargetRecovery:
+    """What control asks of targets."""
+    from dpac_engine.control.repositories import TargetRecovery
+    from dpac_engine.io.members.tree_restore import restore_tree
+
+    return TargetRecovery(open_store, reader_opener(keyring), restore_tree, find_blueprint)
+
+
+def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[WorkerAssignment], Group]:
+    """Makes a group's runtime in a worker; call it on the worker's event loop."""
+    from dpac_engine.control.compaction import Compaction
+    from dpac_engine.control.group import Group, GroupDeps
+    from dpac_engine.io.clock import SystemClock
+    from dpac_engine.io.members.directory import DirectoryMember
+    from dpac_engine.io.repository import RepositoryWriter
+
+    clock = SystemClock()
+
+    def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
+        return RepositoryWriter(
+            open_repository_store(target, assignment.group_uid),
+            assignment.group_uid,
+            assignment.key_id,
+            keyring.wrapped(assignment.key_id),
+            keyring.data_key,
+            clock,
+        )
+
+    def directory(spec: DirectorySpec, journal: MemberJournal, index_folder: Path) -> DirectoryMember:
+        blueprint = find_blueprint(spec.blueprint) if spec.blueprint else None
+        return DirectoryMember(Path(spec.path), journal, clock, index_folder, blueprint)
+
+    def compactor(assignment: WorkerAssignment, leg: LegSpec) -> Compaction:
+        return Compaction(assignment.spec.journal, leg)
+
+    deps = GroupDeps(clock, executor, open_writer, compactor, directory)
+    return lambda assignment: Group(assignment, site.group(assignment.group_uid), deps)
+
+
+def build_mounts(
+    site: Site, worker: int, keyring: Keyring, nbd_uri: Callable[[str], str], executor: Executor
+) -> Mounts:
+    """The mounts of one worker; `nbd_uri` gives the address of an export by its name."""
+    from dpac_engine.control.mounts import Mounts
+    from dpac_engine.io.members.tree_restore import restore_tree
+
+    return Mounts(worker, site.group("x").parent, site.mounts, reader_opener(keyring), restore_tree, nbd_uri, executor)
+
+
+def build_worker(arguments: ChildArguments) -> WorkerParts:
+    """What a worker process runs; called in its event loop."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dpac_engine.control.site import Site
+    from dpac_engine.control.worker import Worker
+    from dpac_engine.control.worker_process import WorkerParts
+    from dpac_engine.io.clock import SystemClock
+    from dpac_engine.io.keys import Keyring
+
+    site = Site.read(Path(arguments.data))
+    keyring = Keyring(site.keys)
+    executor = ThreadPoolExecutor(thread_name_prefix="io")
+    mounts = build_mounts(
+        site, arguments.index, keyring, lambda export: site.nbd_uri(arguments.index, export), executor
+    )
+    worker = Worker(arguments.index, site.groups, group_maker(site, keyring, executor), mounts, SystemClock())
+    return WorkerParts(worker, lambda: executor.shutdown(wait=False, cancel_futures=True))
+
+
+def build_control(arguments: ChildArguments) -> FastAPI:
+    """The application of the control process; called in its event loop."""
+    from importlib.metadata import version
+
+    from dpac_api.models import SiteInfo
+    from dpac_engine.control.catalogue import Catalogue
+    from dpac_engine.control.catalogue_groups import Host
+    from dpac_engine.control.export_probe import greet
+    from dpac_engine.control.plane import Deps
+    from dpac_engine.control.rest import create_app
+    from dpac_engine.control.site import Site
+    from dpac_engine.control.worker_client import WorkerClient
+    from dpac_engine.io.clock import SystemClock
+    from dpac_engine.io.keys import Keyring, SigningKey
+
+    site = Site.read(Path(arguments.data))
+    keyring = Keyring(site.keys)
+    info = SiteInfo(site_uid=site.site_uid, name=site.name, version=version("dpac"))
+    return create_app(
+        Deps(
+            host=Host(info, site.data, arguments.workers, keyring.create, site.nbd_socket),
+            catalogue=Catalogue.open(site.catalogue_file),
+            workers=[WorkerClient(site.rpc_socket(index)) for index in range(arguments.workers)],
+            recovery=build_recovery(keyring),
+            keyring=keyring,
+            signer=SigningKey(site.keys),
+            clock=SystemClock(),
+            admin_token=site.admin_token_file,
+            greet=greet,
+        )
+    )
+
+
+def run_child(role: str, arguments: str) -> int:
+    """A child of the supervisor: `control` or `worker`, and its ChildArguments as JSON. Returns its exit status."""
+    from dpac_engine.control.child_process import ChildArguments
+
+    if role == "worker":
+        from dpac_engine.control.worker_process import run_worker
+
+        return run_worker(ChildArguments.from_json(arguments), build_worker)
+    from dpac_engine.control.control_process import run_control
+
+    return run_control(ChildArguments.from_json(arguments), build_control)
+
+
+if __name__ == "__main__":
+    sys.exit(run_child(*sys.argv[1:]))

@@ -1,14 +1,114 @@
-"""Compaction at a target: what is older than the history is thinned, and overwritten data goes (core/retention.py)."""
+"""Compaction of a target: what is older than the history is merged (core/retention.py), what was dropped is deleted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from dpac_api.models import JournalSpec, LegSpec
 from dpac_engine.control.shipper import Commit
-from dpac_engine.io.repository import RepositoryWriter
+from dpac_engine.core import retention
+from dpac_engine.core.checkpoints import Mark
+from dpac_engine.core.manifest import COMPLETE_EVERY, SegmentRef, manifest_key
+from dpac_engine.core.merge import Kept, merged_rows
+from dpac_engine.core.records import Kind
+from dpac_engine.core.retention import Merge
+from dpac_engine.core.segment import SegmentKind, SegmentWriter
+from dpac_engine.io.repository import RepositoryWriter, StoredSegment
+
+MERGED_BYTES = 64 * 2**20
+GRACE_NS = 24 * 3600 * 10**9
+"""Dropped objects stay so long: a reader that opened the state before still finds them."""
 
 
-class NoCompaction:
-    """Keeps everything."""
+class Compaction:
+    """Compacts one leg's repository (`shipper.Compactor`)."""
+
+    def __init__(self, journal: JournalSpec, leg: LegSpec) -> None:
+        self._journal = journal
+        self._leg = leg
 
     def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
-        """Nothing to do."""
+        """See `shipper.Compactor.step`."""
+        reader = writer.reader
+        merge = retention.plan(reader.refs(), reader.exact_marks, self._journal, self._leg.retention, now_ns)
+        if merge is not None:
+            self._merge(writer, commit, merge)
+            return True
+        self._collect(writer, commit, now_ns)
         return False
+
+    def _merge(self, writer: RepositoryWriter, commit: Commit, merge: Merge) -> None:
+        segments = [writer.reader.segment(ref) for ref in merge.segments]
+        marks = {mark.lsn: mark for segment in segments if segment.ref.marks for mark in segment.reader.marks()}
+        ordinals = sorted({int(at) for segment in segments for at in set(segment.rows["member"].tolist())} - {0})
+        end = max(ref.lsn_to for ref in merge.segments)
+        added: list[SegmentRef] = []
+        begin = 0
+        for stop in [*merge.keep_lsns, None]:
+            mark = marks[stop] if stop is not None else None
+            to_lsn = end if stop is None else stop
+            rows = merged_rows(segments, ordinals, begin, to_lsn, is_base=merge.is_base and begin == 0)
+            added += self._write(writer, segments, rows, mark, (begin, to_lsn))
+            begin = to_lsn
+        commit(added, [ref.name for ref in merge.segments])
+
+    def _write(
+        self,
+        writer: RepositoryWriter,
+        segments: Sequence[StoredSegment],
+        rows: Iterator[Kept],
+        mark: Mark | None,
+        lsns: tuple[int, int],
+    ) -> Iterator[SegmentRef]:
+        """Merged segments of bounded size; the last one carries the checkpoint."""
+        built = SegmentWriter()
+        for row in rows:
+            if built.plain_bytes >= MERGED_BYTES:
+                yield self._put(writer, segments, built, [], lsns)
+                built = SegmentWriter()
+            payload = segments[row.source].read(row.position, row.payload_bytes) if row.source >= 0 else b""
+            built.add(row.kind, row.flags, row.member, row.lsn, row.stamp, row.offset, row.length, payload, row.key)
+        if mark is not None:
+            built.add(Kind.MARK, 0, 0, mark.lsn, mark.stamp_ns, 0, 0, mark.body.encode())
+        if len(built):
+            yield self._put(writer, segments, built, [mark] if mark else [], lsns)
+
+    def _put(
+        self,
+        writer: RepositoryWriter,
+        segments: Sequence[StoredSegment],
+        rows: SegmentWriter,
+        marks: Sequence[Mark],
+        lsns: tuple[int, int],
+    ) -> SegmentRef:
+        refs = [segment.ref for segment in segments]
+        return writer.put_segment(
+            rows,
+            marks,
+            kind=SegmentKind.MERGED,
+            shard_uid=segments[0].reader.header.shard_uid.hex(),
+            epoch=max(ref.epoch for ref in refs),
+            lsn_from=lsns[0],
+            lsn_to=lsns[1] + 1,
+            stamps=(min(ref.stamp_from for ref in refs), max(ref.stamp_to for ref in refs)),
+            membership_version=max(segment.reader.header.membership_version for segment in segments),
+            compression_level=self._leg.compression_level,
+            level=1,
+        )
+
+    def _collect(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> None:
+        """Delete what was dropped long ago; note what a crash left without a manifest, so that its time begins."""
+        state = writer.reader.state
+        if state is None:
+            return
+        listed = set(writer.store.list("s/"))
+        stray = listed - set(state.segments) - set(state.dropped)
+        if stray:
+            commit([], sorted(stray))
+        for name, since in state.dropped.items():
+            if name in listed and now_ns - since > GRACE_NS:
+                writer.store.delete(name)
+        needed = (state.last.seq // COMPLETE_EVERY - 1) * COMPLETE_EVERY
+        for key in list(writer.store.list("m/")):
+            if key < manifest_key(needed):
+                writer.store.delete(key)

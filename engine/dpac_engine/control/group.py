@@ -171,7 +171,7 @@ class Group:
             self.stamp,
             self._journal_failed,
         )
-        self._marked_lsn = head
+        self._marked_lsn, self._changed_since_ns = head, self.stamp()
         if records:
             self._changes.append(_Change(head, records[0][0].stamp))
         self._set_members()

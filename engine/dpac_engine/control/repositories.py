@@ -14,7 +14,7 @@ from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState, SegmentRef
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
-from dpac_engine.io.repository import DataKeys, RepositoryReader
+from dpac_engine.io.repository import RepositoryReader
 
 OpenStore = Callable[[TargetSpec], Store]
 """The whole target."""
@@ -90,12 +90,14 @@ class TargetRecovery:
     """How control reaches what lies at targets (`recovery.Recovery`)."""
 
     def __init__(
-        self, open_store: OpenStore, open_reader: Callable[[str, TargetSpec], RepositoryReader], data_keys: DataKeys,
-        restore: RestoreTree, blueprints: Callable[[str], Blueprint],
-    ) -> None:  # fmt: skip
+        self,
+        open_store: OpenStore,
+        open_reader: Callable[[str, TargetSpec], RepositoryReader],
+        restore: RestoreTree,
+        blueprints: Callable[[str], Blueprint],
+    ) -> None:
         self._open_store = open_store
         self._open_reader = open_reader
-        self._data_keys = data_keys
         self._restore = restore
         self._blueprints = blueprints
 

@@ -34,11 +34,13 @@ class IndexedSegment(Protocol):
         """Bytes of the block stream; Corruption if they are damaged."""
 
 
-class _Rows(NamedTuple):
-    """Rows of one member from all segments, oldest first. Shapes (n,)."""
+class MemberRows(NamedTuple):
+    """Rows of one member from all segments, oldest first. Shapes (n,); `key_index` -1 where a row has no key."""
 
     kind: Int64Array
+    flags: Int64Array
     lsn: Int64Array
+    stamp: Int64Array
     offset: Int64Array
     length: Int64Array
     source: Int64Array
@@ -46,45 +48,43 @@ class _Rows(NamedTuple):
     payload_bytes: Int64Array
     key_index: Int64Array
 
+    def picked(self, which: Int64Array | slice) -> MemberRows:
+        """Some of the rows, in the given order."""
+        return MemberRows(*(field[which] for field in self))
 
-def member_rows(segments: Sequence[IndexedSegment], ordinal: int, lsn: int) -> _Rows:
-    """The member's rows before `lsn`, oldest first; what came before its last reset is left out.
 
-    A seed row at an LSN is older than the log's record there: it is part of the state before it.
+def member_rows(segments: Sequence[IndexedSegment], ordinal: int, lsn: int) -> MemberRows:
+    """The member's rows that a checkpoint at `lsn` holds, oldest first; what came before its last reset is left out."""
+    rows = rows_between(segments, ordinal, 0, lsn)
+    return rows.picked(rows.kind != Kind.RESET)
+
+
+def rows_between(segments: Sequence[IndexedSegment], ordinal: int, from_lsn: int, to_lsn: int) -> MemberRows:
+    """The member's rows in a range, oldest first, from its last reset there on (that included).
+
+    A seed row at an LSN is older than the log's record there: it is part of the state before it, so the range
+    is `[from_lsn, to_lsn)` for the log and `(from_lsn, to_lsn]` for seeds (from 0: all).
     """
-    columns: list[list[Int64Array]] = [[] for _ in range(9)]
+    parts: list[MemberRows] = []
     for source, segment in enumerate(segments):
         rows = segment.rows
-        seed = (rows["flags"] & Flags.SEED) != 0
-        mine = (rows["member"] == ordinal) & ((rows["lsn"] < lsn) | (seed & (rows["lsn"] == lsn)))
+        lsns, seed = rows["lsn"].astype(np.int64), (rows["flags"] & Flags.SEED) != 0
+        after = (lsns >= from_lsn) & ~seed | (lsns > from_lsn) & seed if from_lsn else np.ones(len(rows), bool)
+        mine = (rows["member"] == ordinal) & after & ((lsns < to_lsn) | seed & (lsns == to_lsn))
         if not mine.any():
             continue
         keyed = np.isin(rows["kind"], (Kind.PUT, Kind.DELETE))
         key_index = np.where(keyed, np.cumsum(keyed) - 1, -1)
         picked = rows[mine]
-        values = (
-            picked["kind"],
-            picked["lsn"],
-            picked["offset"],
-            picked["length"],
-            np.full(len(picked), source),
-            picked["position"],
-            picked["payload_bytes"],
-            key_index[mine],
-            ~seed[mine],
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value.astype(np.int64))
-    if not columns[0]:
-        empty = np.empty(0, np.int64)
-        return _Rows(*([empty] * 8))
-    *fields, order_column = (np.concatenate(column) for column in columns)
-    rows_all = _Rows(*fields)
-    by_age = np.lexsort((order_column, rows_all.lsn))
-    rows_all = _Rows(*(field[by_age] for field in rows_all))
-    resets = np.flatnonzero(rows_all.kind == Kind.RESET)
-    begin = int(resets[-1]) + 1 if len(resets) else 0
-    return _Rows(*(field[begin:] for field in rows_all))
+        names = ("kind", "flags", "lsn", "stamp", "offset", "length", None, "position", "payload_bytes")
+        columns = [np.full(len(picked), source) if name is None else picked[name] for name in names]
+        parts.append(MemberRows(*(column.astype(np.int64) for column in (*columns, key_index[mine]))))
+    if not parts:
+        return MemberRows(*([np.empty(0, np.int64)] * len(MemberRows._fields)))
+    found = MemberRows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    found = found.picked(np.lexsort(((found.flags & Flags.SEED) == 0, found.lsn)))
+    resets = np.flatnonzero(found.kind == Kind.RESET)
+    return found.picked(slice(int(resets[-1]), None)) if len(resets) else found
 
 
 class VolumeImage:

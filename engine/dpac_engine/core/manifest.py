@@ -111,6 +111,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     add: list[SegmentRef] = []
     drop: list[str] = []
     complete: bool = False
+    dropped: list[tuple[str, int]] = []
+    """In a complete manifest: what left earlier and may still lie here, and the stamp at which it left."""
 
     @property
     def key(self) -> str:
@@ -170,6 +172,8 @@ class RepositoryState(msgspec.Struct, frozen=True):
 
     last: Manifest
     segments: dict[str, SegmentRef]
+    dropped: dict[str, int]
+    """Objects that no manifest needs any more -> stamp since when; deleted after a grace."""
 
     @property
     def cursor(self) -> dict[str, int]:
@@ -206,25 +210,27 @@ class RepositoryState(msgspec.Struct, frozen=True):
     def complete_manifest(self, manifest: Manifest) -> Manifest:
         """`manifest` rewritten so that nothing before it is needed."""
         after = step(self, manifest)
-        return msgspec.structs.replace(manifest, complete=True, add=list(after.segments.values()), drop=[])
+        return msgspec.structs.replace(
+            manifest, complete=True, add=list(after.segments.values()), drop=[], dropped=list(after.dropped.items())
+        )
 
 
 def step(state: RepositoryState | None, manifest: Manifest) -> RepositoryState:
     """The state after one more manifest. Corruption if its number is not the next."""
-    if manifest.complete:
-        return RepositoryState(manifest, {ref.name: ref for ref in manifest.add})
+    if manifest.complete or (state is None and manifest.seq == 1):
+        return RepositoryState(manifest, {ref.name: ref for ref in manifest.add}, dict(manifest.dropped))
     if state is None:
-        if manifest.seq != 1:
-            raise Corruption(f"Manifest {manifest.seq} comes first but is not complete: earlier manifests are missing.")
-        return RepositoryState(manifest, {ref.name: ref for ref in manifest.add})
+        raise Corruption(f"Manifest {manifest.seq} comes first but is not complete: earlier manifests are missing.")
     if manifest.seq != state.last.seq + 1:
         raise Corruption(f"Manifest {manifest.seq} follows {state.last.seq}: one is missing.")
-    segments = dict(state.segments)
+    segments, dropped = dict(state.segments), dict(state.dropped)
     for name in manifest.drop:
         segments.pop(name, None)
+        dropped[name] = manifest.created
     for ref in manifest.add:
         segments[ref.name] = ref
-    return RepositoryState(manifest, segments)
+        dropped.pop(ref.name, None)
+    return RepositoryState(manifest, segments, dropped)
 
 
 def fold(manifests: Iterable[Manifest], state: RepositoryState | None = None) -> RepositoryState | None:

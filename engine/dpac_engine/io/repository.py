@@ -313,7 +313,7 @@ class RepositoryWriter:
     def __init__(
         self, store: Store, group_uid: str, key_id: str, wrapped_key: bytes, data_keys: DataKeys, clock: Clock
     ) -> None:
-        self._store = store
+        self.store = store
         self._group_uid = group_uid
         self._key_id = key_id
         self._wrapped_key = wrapped_key
@@ -327,11 +327,11 @@ class RepositoryWriter:
         """Make the repository if there is none; its state, None if nothing was ever committed."""
         info = RepositoryInfo(manifest.FORMAT_VERSION, int(SUPPORTED_FEATURES), secrets.token_hex(16), self._group_uid)
         try:
-            self._store.create("repository.json", msgspec.json.encode(info))
+            self.store.create("repository.json", msgspec.json.encode(info))
         except Conflict:
-            info = read_info(self._store)
+            info = read_info(self.store)
         self._repository_uid = info.repository_uid
-        self._store.put(f"keys/{self._key_id}", self._wrapped_key)
+        self.store.put(f"keys/{self._key_id}", self._wrapped_key)
         self.reader.refresh()
         return self.reader.state
 
@@ -345,7 +345,7 @@ class RepositoryWriter:
         unique = secrets.token_bytes(32)
         associated = f"{self._group_uid} spec {number}".encode()
         sealed = Seal(self._data_key, unique, associated).close(Domain.BLOCK, 0, msgspec.json.encode(spec))
-        self._store.put(_spec_key(number), unique + sealed)
+        self.store.put(_spec_key(number), unique + sealed)
 
     def put_segment(
         self,
@@ -379,7 +379,7 @@ class RepositoryWriter:
             level=level,
         )
         data = rows.seal(header, self._data_key, compression_level)
-        self._store.put(header.name, data)
+        self.store.put(header.name, data)
         return SegmentRef(
             name=header.name,
             kind=kind,
@@ -430,7 +430,7 @@ class RepositoryWriter:
         if last and new.seq % manifest.COMPLETE_EVERY == 0:
             new = last.complete_manifest(new)
         try:
-            self._store.create(f"{new.key}", manifest.encode_manifest(new, self._data_key))
+            self.store.create(f"{new.key}", manifest.encode_manifest(new, self._data_key))
         except Conflict:
             self._settle(new)
         self.reader.state = manifest.step(last, new)
