@@ -220,7 +220,7 @@ def _storm(folder: Path, seed: int, requests: int) -> None:
 
 def test_every_request_is_answered_once(tmp_path: Path, seed: int) -> None:
     """A short storm of random requests."""
-    _storm(tmp_path, seed, 5000)
+    _storm(tmp_path, seed, 3000)
 
 
 @pytest.mark.soak
