@@ -20,7 +20,7 @@ def may_rewrite(live: Group | Target, old: Properties, wanted_owner: str | None)
 
 def require_ours(live: Group | Target, old: Properties, what: str) -> None:
     """Raise `Conflict` before a delete if another owner has taken it over since."""
-    if live.owner is not None and str(live.owner) not in (old.get(WRITTEN_BY), old.get("owner")):
+    if live.owner is not None and str(live.owner) != old.get(WRITTEN_BY):
         raise Conflict(
             f"{what} {live.name!r} now belongs to {live.owner}, so this stack does not delete it. "
             "Take it out of this stack's state: `pulumi state delete URN`.",
