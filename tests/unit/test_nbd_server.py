@@ -234,6 +234,33 @@ def test_a_client_that_takes_no_answers_is_bounded_and_delays_nobody(tmp_path: P
         assert asked == 64
 
 
+def test_a_client_that_only_asks_for_listings_is_bounded(tmp_path: Path) -> None:
+    """Listings nobody reads are not gathered without end; read, they are all there."""
+    exports = {f"export{number}" * 20: MemoryExport(512) for number in range(50)}
+    asked = 1500
+    with serve(tmp_path, **exports) as serving, Client(serving.path) as client:
+        client.greet()
+        sender = threading.Thread(target=client.send, args=(option(3) * asked,))
+        sender.start()
+        until(lambda: serving.call(lambda: _paused(serving)) == [True], "the server has had enough")
+        assert serving.call(lambda: _unsent_bytes(serving)) < 5 * MIB
+        for _ in range(asked):
+            assert len(client.ask(b"")) == 51
+        sender.join(20)
+        assert client.ask(go(min(exports)))[-1].kind == 1
+
+
+def _paused(serving: Serving) -> list[bool]:
+    """Whether each connection waits for its client to take answers."""
+    return [connection._output_paused for connection in serving.server._connections]
+
+
+def _unsent_bytes(serving: Serving) -> int:
+    """Answers the clients have not taken."""
+    transports = [connection._transport for connection in serving.server._connections]
+    return sum(transport.get_write_buffer_size() for transport in transports if transport is not None)
+
+
 def test_a_client_may_vanish_at_any_moment(tmp_path: Path) -> None:
     """In the handshake, in a payload, with a flush under way: nothing leaks, and late answers are dropped."""
     disk = MemoryExport()

@@ -53,6 +53,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         self._entered: Enter | None = None
         self._session: Session | None = None
         self._reading = True
+        self._output_paused = False
         self._secured = False
         self._over = False
         self._close = self.close  # one object, so that an export can tell by it who left
@@ -93,13 +94,20 @@ class NbdConnection(asyncio.BufferedProtocol):
         return not self._over
 
     def pause_writing(self) -> None:
+        self._output_paused = True
         if self._session is not None:
             self._session.output_paused = True
+        else:
+            self._read_on(False)
 
     def resume_writing(self) -> None:
+        self._output_paused = False
         if self._session is not None:
             self._session.output_paused = False
             self._continue()
+        elif not self._over and self._upgrade is None:
+            self._read_on(True)
+            self._negotiate()
 
     def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002
         if self._over:
@@ -150,18 +158,23 @@ class NbdConnection(asyncio.BufferedProtocol):
 
     def _negotiate(self) -> None:
         buffer = self._buffer
-        step = self._negotiation.receive(buffer.view[buffer.start : buffer.end])
-        buffer.consume(buffer.start + step.consumed)
-        if step.reply:
-            self._send([step.reply])
-        match step.outcome:
-            case Enter() as enter:
-                self._enter(enter)
-            case StartTls():
-                self._start_tls()
-            case Close(reason):
-                log.debug("handshake ended: %s", reason)
-                self.close()
+        while self._session is None and not self._output_paused:
+            step = self._negotiation.receive(buffer.view[buffer.start : buffer.end])
+            buffer.consume(buffer.start + step.consumed)
+            if step.reply:
+                self._send([step.reply])
+            match step.outcome:
+                case Enter() as enter:
+                    self._enter(enter)
+                case StartTls():
+                    self._start_tls()
+                    return
+                case Close(reason):
+                    log.debug("handshake ended: %s", reason)
+                    self.close()
+                    return
+            if not step.consumed:
+                return
 
     def _enter(self, enter: Enter) -> None:
         if self._handshake_timer is not None:
@@ -175,6 +188,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             send=self._send,
             wake=self._continue,
         )
+        self._session.output_paused = self._output_paused
         enter.export.opened(self._close)
         self._continue()
 
@@ -208,7 +222,8 @@ class NbdConnection(asyncio.BufferedProtocol):
             transport.abort()
             return
         self._transport = secured
-        self._secured = True
+        self._secured = self._reading = True
+        self._output_paused = False
         self._negotiation.secured()
         secured.set_write_buffer_limits(high=OUTPUT_HIGH_BYTES, low=OUTPUT_LOW_BYTES)
 
@@ -216,8 +231,8 @@ class NbdConnection(asyncio.BufferedProtocol):
 
     def _continue(self) -> None:
         """Serve on, then read on or stop reading, or end."""
-        session, transport = self._session, self._transport
-        if session is None or transport is None or self._over:
+        session = self._session
+        if session is None or self._over:
             return
         try:
             session.pump()
@@ -227,12 +242,17 @@ class NbdConnection(asyncio.BufferedProtocol):
             return
         if session.finished:
             self.close()
-        elif (session.waits or session.leaving) == self._reading:
-            self._reading = not self._reading
-            if self._reading:
-                transport.resume_reading()
+        else:
+            self._read_on(not (session.waits or session.leaving))
+
+    def _read_on(self, reading: bool) -> None:
+        """Take more of the client's bytes, or leave them where they are."""
+        if reading is not self._reading and self._transport is not None:
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
             else:
-                transport.pause_reading()
+                self._transport.pause_reading()
 
     def _send(self, output: list[Data]) -> None:
         assert self._transport is not None

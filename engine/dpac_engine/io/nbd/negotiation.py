@@ -18,6 +18,8 @@ OPTION_BYTES_MAX = 64 * 1024
 """Longer option data is skipped and answered TOO_BIG."""
 SKIP_BYTES_MAX = 16 * 2**20
 """An option that claims to be longer still is no client's mistake: the connection is dropped."""
+REPLY_BYTES_MAX = 64 * 1024
+"""Once that much is due to the client, `receive` returns, so that the caller can see whether it is taken."""
 
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
@@ -181,16 +183,18 @@ class Negotiation:
         self._allocation_of = None
 
     def receive(self, data: memoryview) -> Step:
-        """Take as much of `data` as is complete. Never raises, whatever the client sent."""
-        at = 0
+        """Take what is complete of `data`, until there is an outcome or enough to send; call again while something
+        was consumed. Never raises, whatever the client sent."""
+        at = due_bytes = 0
         replies: list[bytes] = []
         outcome: Outcome | None = None
-        while outcome is None:
+        while outcome is None and due_bytes < REPLY_BYTES_MAX:
             step = self._receive_one(data[at:])
             if step is None:
                 break
             at += step.consumed
             replies.append(step.reply)
+            due_bytes += len(step.reply)
             outcome = step.outcome
         return Step(at, b"".join(replies), outcome)
 
