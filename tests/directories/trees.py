@@ -23,7 +23,9 @@ def picture(root: Path) -> dict[bytes, tuple[object, ...]]:
 
 def _one(path: bytes, top: bytes, groups: dict[tuple[int, int], bytes]) -> tuple[object, ...]:
     status = os.lstat(path)
-    xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
+    xattrs = {
+        name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
+    }
     content: object = None
     if stat.S_ISREG(status.st_mode):
         with open(path, "rb") as file:
@@ -37,4 +39,13 @@ def _one(path: bytes, top: bytes, groups: dict[tuple[int, int], bytes]) -> tuple
         group = groups.setdefault((status.st_dev, status.st_ino), os.path.relpath(path, top))
     size = status.st_size if stat.S_ISREG(status.st_mode) else None
     owner = (status.st_uid, status.st_gid)
-    return (stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode), *owner, status.st_mtime_ns, size, content, xattrs, group)
+    return (
+        stat.S_IFMT(status.st_mode),
+        stat.S_IMODE(status.st_mode),
+        *owner,
+        status.st_mtime_ns,
+        size,
+        content,
+        xattrs,
+        group,
+    )

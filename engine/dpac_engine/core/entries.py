@@ -185,7 +185,8 @@ def decode_entry(value: bytes | memoryview, read_chunk: Callable[[bytes], bytes]
         raise Corruption(f"An entry of a directory cannot be decoded: {error}.") from error
     chunks = stored.c
     if stored.indirect:
-        chunks = b"".join(read_chunk(stored.c[at : at + DIGEST_BYTES]) for at in range(0, len(stored.c), DIGEST_BYTES))
+        lists = (read_chunk(stored.c[at : at + DIGEST_BYTES]) for at in range(0, len(stored.c), DIGEST_BYTES))
+        chunks = b"".join(part[len(LIST_MAGIC) :] for part in lists)
     return Entry(
         type=stored.t,
         mode=stored.m,
