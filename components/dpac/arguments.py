@@ -111,11 +111,11 @@ class Async:
     compression_level: pulumi.Input[int] | None = None
     """zstd level of what is stored, 1 to 19 (3)."""
 
-    def inputs(self) -> dict[str, Any]:
-        """As the provider takes it; the target by name."""
+    def inputs(self, what: str) -> dict[str, Any]:
+        """As the provider takes it, the target by name; `what` is where it stands, for messages."""
         held = given(self)
         del held["to"]
-        if self.retention is not None:
+        if optional(f"{what}.retention", self.retention, Retention) is not None:
             held["retention"] = given(self.retention)
         return {"mode": "async", "target": name_of(self.to), **held}
 

@@ -84,7 +84,7 @@ class ProtectionGroup(Component):
         inputs = without_none(
             name=self.declared_name,
             members={key: member.inputs() for key, member in parts.items()},
-            replication={key: leg.inputs() for key, leg in legs.items()},
+            replication={key: leg.inputs(f"{what}: replication.{key}") for key, leg in legs.items()},
             journal=None if history is None else given(history),
             on_destroy=on_destroy,
             site=self.declared_site,
