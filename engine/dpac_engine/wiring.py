@@ -177,5 +177,12 @@ def run_child(role: str, arguments: str) -> int:
     return run_control(ChildArguments.from_json(arguments), build_control)
 
 
+def main() -> int:
+    """The console script `dpac`: one command; returns its exit status."""
+    from dpac_engine.control.cli import main as run
+
+    return run()
+
+
 if __name__ == "__main__":
     sys.exit(run_child(*sys.argv[1:]))

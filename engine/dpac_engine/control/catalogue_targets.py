@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from dpac_api.errors import Conflict, NotFound
 from dpac_api.models import FilesystemTargetSpec, Owner, PutTarget, Target, TargetSpec
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, TargetRow
-from dpac_engine.control.host_checks import Claim, check_target, real_path
+from dpac_engine.control.host_checks import Claim, check_target, make_target_folder, real_path
 from dpac_engine.control.ownership import settle
 
 
@@ -47,6 +47,7 @@ def put_target(session: Session, name: str, put: PutTarget, *, data: Path, site_
         _check_change(session, row, put.spec)
     if row is None or row.spec != put.spec.model_dump(mode="json"):
         check_target(put.spec, data, target_claims(session, apart_from=name), member_claims(session))
+        make_target_folder(put.spec)
     if row is None:
         row = TargetRow(uid=uuid4().hex, tenant=TENANT, name=name, generation=0, spec={}, created=now)
         session.add(row)

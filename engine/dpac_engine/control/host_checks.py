@@ -145,6 +145,15 @@ def check_target(spec: TargetSpec, data: Path, others: Iterable[Claim], members:
             )
 
 
+def make_target_folder(spec: TargetSpec) -> None:
+    """Create a target's folder, checked before, if it is missing: replication never makes it, since a mount that is away
+    must not be written beneath."""
+    try:
+        Path(spec.path).mkdir(exist_ok=True)
+    except OSError as cause:
+        raise Invalid(f"{spec.path} cannot be created: {cause.strerror}.", property_path="spec.path") from cause
+
+
 def check_restore_path(to: str, *, directory: bool) -> None:
     """Refuse a path to restore to that holds something already, or whose parent is missing."""
     path = Path(to)

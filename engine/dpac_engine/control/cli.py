@@ -1,0 +1,99 @@
+"""`dpac`: the command line. Everything but `serve`, `stop` and `key` goes through the REST client."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from dpac_api.errors import DpacError
+from dpac_engine.control.commands import (
+    checkpoints,
+    contexts,
+    groups,
+    keys,
+    operations,
+    serving,
+    session,
+    statuses,
+    targets,
+    tokens,
+)
+
+app = typer.Typer(
+    name="dpac",
+    help="Data protection as code: what is protected, how well, and how to get it back.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (
+    statuses.status,
+    checkpoints.checkpoint,
+    checkpoints.checkpoints,
+    checkpoints.mount,
+    checkpoints.unmount,
+    checkpoints.mounts,
+    operations.restore,
+    operations.drill,
+    operations.verify,
+    serving.serve,
+    serving.stop,
+):
+    app.command()(command)
+for name, group in (
+    ("group", groups.app),
+    ("target", targets.app),
+    ("operation", operations.app),
+    ("token", tokens.app),
+    ("key", keys.app),
+    ("context", contexts.app),
+):
+    app.add_typer(group, name=name)
+
+
+@app.callback()
+def options(
+    site: Annotated[
+        str | None,
+        typer.Option(
+            "--site", metavar="NAME", help="The context, or DPAC_ENDPOINT_NAME, to use; else the current one."
+        ),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    """Which site to speak to."""
+    session.chosen.site = site
+    if version:
+        from importlib.metadata import version as installed
+
+        session.say(f"dpac {installed('dpac')}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status. A user's mistake is one message, never a traceback."""
+    import click
+
+    try:
+        status = app(args=None if arguments is None else list(arguments), prog_name="dpac", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except DpacError as error:
+        where = f"{error.property_path}: " if error.property_path and error.property_path not in error.message else ""
+        typer.echo(f"dpac: {where}{error.message}", err=True)
+        return error.exit_code
+    except click.exceptions.Abort:
+        typer.echo("dpac: stopped; nothing more was done.", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        sys.stderr.close()
+        return 141

@@ -1,0 +1,188 @@
+"""`dpac checkpoint`, `checkpoints`, `mount`, `unmount`, `mounts`: moments to come back to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpac_engine.control.commands.session import (
+    PAGE,
+    At,
+    Cursor,
+    FromTarget,
+    GroupName,
+    Json,
+    Limit,
+    age,
+    client,
+    console,
+    escape,
+    moment,
+    page_of,
+    print_json,
+    print_page,
+    say,
+    say_more,
+    table,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dpac_api.client import Client
+    from dpac_api.models import Checkpoint, CheckpointRange
+
+SHOWN = 10
+"""Checkpoints listed below the timeline."""
+TAGS_DRAWN_MAX = 12
+
+
+def checkpoint(
+    group: GroupName,
+    tag: Annotated[str | None, typer.Option("--tag", help="A name to come back to: `--at tag:NAME`.")] = None,
+    app: Annotated[bool, typer.Option("--app", help="Quiesce the applications first, by their blueprints.")] = False,
+    json: Json = False,
+) -> None:
+    """Mark the group now."""
+    with client() as site:
+        taken = site.take_checkpoint(group, tag=tag, app=app)
+    if json:
+        print_json(taken)
+    else:
+        tags = f", tagged {', '.join(taken.tags)}" if taken.tags else ""
+        say(f"{taken.id} at {moment(taken.time)} ({taken.consistency}-consistent{tags})")
+
+
+def checkpoints(
+    group: GroupName,
+    json: Json = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, max=1000, help=f"Checkpoints listed; else {SHOWN}, or {PAGE} as JSON."),
+    ] = None,
+    cursor: Cursor = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Only those with this tag.")] = None,
+    app: Annotated[bool, typer.Option("--app", help="Only application-consistent ones.")] = False,
+    target: Annotated[str | None, typer.Option("--target", help="Only those at this target.")] = None,
+    before: Annotated[
+        str | None, typer.Option("--before", metavar="TIMESTAMP", help="Only those before that moment (RFC 3339).")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option("--after", metavar="TIMESTAMP", help="Only those after that moment (RFC 3339).")
+    ] = None,
+) -> None:
+    """The timeline of each target, and the newest checkpoints; with --json a page of checkpoints."""
+    with client() as site:
+        page = site.checkpoints(
+            group,
+            limit=limit or (PAGE if json else SHOWN),
+            cursor=cursor,
+            tag=tag,
+            app=app or None,
+            target=target,
+            before=_timestamp(before, "--before"),
+            after=_timestamp(after, "--after"),
+        )
+        if json:
+            print_json(page)
+            return
+        ranges = [found for found in site.checkpoint_ranges(group) if target in (None, found.target)]
+        for line in _timelines(site, group, ranges):
+            console().print(line)
+    if not page.items:
+        say("No checkpoint there is recoverable yet." if cursor is None else "There are no more.")
+        return
+    console().print(_listing(page.items))
+    say_more(page.next_cursor)
+
+
+def _timestamp(text: str | None, option: str) -> datetime | None:
+    from datetime import datetime
+
+    from dpac_api.errors import Invalid
+
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise Invalid(f"{option} {text!r} is not a timestamp; write it like 2026-11-21T09:30:00Z.") from None
+    return found.astimezone()  # without a zone it is the reader's own
+
+
+def _timelines(site: Client, group: str, ranges: list[CheckpointRange]) -> list[str]:
+    from dpac_engine.control.commands.timeline_drawing import draw
+
+    lines: list[str] = []
+    for target in sorted({found.target for found in ranges}):
+        mine = [found for found in ranges if found.target == target]
+        tags = list(dict.fromkeys(tag for found in mine for tag in found.tags))[-TAGS_DRAWN_MAX:]
+        times: list[tuple[str, datetime]] = []
+        for tag in tags:
+            tagged = site.checkpoints(group, tag=tag, target=target, limit=1).items
+            times += [(tag, item.time) for item in tagged]
+        lines += [escape(line) for line in draw(target, mine, times, console().width)]
+        lines.append("")
+    return lines
+
+
+def _listing(items: list[Checkpoint]) -> object:
+    rows = table("CHECKPOINT", "TIME", "AGE", "CONSISTENCY", "CUTS", "TAGS", "TARGETS")
+    for item in items:
+        cuts = ", ".join(f"{name} {cut.kind}" for name, cut in sorted(item.cuts.items()))
+        targets = ", ".join(f"{name}{' ✓' if at.verified_at else ''}" for name, at in sorted(item.targets.items()))
+        rows.add_row(
+            item.id,
+            moment(item.time),
+            age(item.time),
+            item.consistency,
+            escape(cuts),
+            escape(", ".join(item.tags)),
+            targets,
+        )
+    return rows
+
+
+# ------------------------------------------------------------------ mounts
+
+
+def mount(
+    group: GroupName,
+    at: At = "latest",
+    member: Annotated[str | None, typer.Option("--member", help="Only this member; else all.")] = None,
+    target: FromTarget = None,
+    json: Json = False,
+) -> None:
+    """Open a checkpoint for use at once: volumes as writable NBD exports, directories as folders."""
+    with client() as site:
+        made = site.mount(group, at=at, member=member, target=target)
+    if json:
+        print_json(made)
+        return
+    say(f"{made.id}: {made.checkpoint} of {moment(made.checkpoint_time)}")
+    for name, where in sorted(made.members.items()):
+        say(f"  {name}: {where}")
+    say(f"Close it, and drop what was written to it, with: dpac unmount {made.id}")
+
+
+def unmount(mount_id: Annotated[str, typer.Argument(metavar="MOUNT", help="The mount's id.")]) -> None:
+    """Close a mount and drop what was written to it."""
+    with client() as site:
+        site.unmount(mount_id)
+    say(f"{mount_id} is closed.")
+
+
+def mounts(json: Json = False, limit: Limit = PAGE, cursor: Cursor = None) -> None:
+    """What is mounted."""
+    with client() as site:
+        found, more = page_of(site.mounts(), lambda mount: mount.id, limit, cursor)
+    if json:
+        print_page(found, more)
+        return
+    rows = table("MOUNT", "GROUP", "CHECKPOINT", "OF", "MEMBERS")
+    for made in found:
+        where = "\n".join(f"{name}: {place}" for name, place in sorted(made.members.items()))
+        rows.add_row(made.id, made.group, made.checkpoint, moment(made.checkpoint_time), escape(where))
+    console().print(rows)
+    say_more(more)
