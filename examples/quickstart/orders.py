@@ -1,12 +1,12 @@
 """A small shop that takes orders all the time: the application that the quickstart protects.
 
     python orders.py run --database DATA/orders/orders.db --acknowledged acknowledged.log
-    python orders.py check RESTORED/orders.db --acknowledged acknowledged.log --by 2026-01-31T12:00:00Z
+    python orders.py check RESTORED/orders.db --acknowledged acknowledged.log
 
 Every order is one SQLite transaction. Once it is committed, the customer is told:
 a line `ID TIME` in the acknowledgement log. That log lies outside what is protected,
 so that a copy of the database can be held against it: whatever was acknowledged by
-the moment a copy shows must be in the copy.
+the moment that a copy shows must be in the copy.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS orders (
     total_cents INTEGER NOT NULL
 )
 """
+
+PLACED = "SELECT id, placed FROM orders"
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -73,21 +75,27 @@ def run(database_path: Path, acknowledged: Path, per_second: float) -> None:
 
 
 def check(database_path: Path, acknowledged: Path | None, by: datetime | None) -> list[str]:
-    """What is wrong with a copy of the database; nothing, if it is whole and has every order acknowledged by then."""
+    """What is wrong with a copy of the database; nothing, if it is whole and has every order acknowledged by then.
+
+    Without `by`, that is the moment of the newest order in the copy: whatever came before it must be there.
+    """
     if not database_path.is_file():
         return [f"{database_path} is not there"]
     with closing(sqlite3.connect(database_path)) as database:
         try:
             verdict = [str(row[0]) for row in database.execute("PRAGMA integrity_check")]
-            present = {int(row[0]) for row in database.execute("SELECT id FROM orders")}
+            placed = {int(order): datetime.fromisoformat(time) for order, time in database.execute(PLACED)}
         except sqlite3.DatabaseError as error:
             return [f"{database_path}: {error}"]
+    moment = by or max(placed.values(), default=None)
+    print(f"{len(placed)} orders in {database_path}")
     problems = [] if verdict == ["ok"] else verdict
-    print(f"{len(present)} orders in {database_path}")
-    if acknowledged:
-        expected = {order for order, told in read_acknowledged(acknowledged) if by is None or told <= by}
-        print(f"{len(expected)} orders acknowledged{f' by {by.isoformat()}' if by else ''}")
-        problems += [f"order {order} was acknowledged and is missing" for order in sorted(expected - present)]
+    if acknowledged and moment:
+        expected = {order for order, told in read_acknowledged(acknowledged) if told <= moment}
+        print(f"{len(expected)} orders acknowledged by {moment.isoformat()}")
+        if missing := sorted(expected - set(placed)):
+            first = ", ".join(str(order) for order in missing[:10])
+            problems.append(f"{len(missing)} acknowledged orders are missing: {first}{' ...' if missing[10:] else ''}")
     return problems
 
 
@@ -115,7 +123,11 @@ def main() -> int:
     checking = commands.add_parser("check", help="hold a copy of the database against the acknowledgement log")
     checking.add_argument("database", type=Path)
     checking.add_argument("--acknowledged", type=Path)
-    checking.add_argument("--by", type=datetime.fromisoformat, help="count what was acknowledged by this time")
+    checking.add_argument(
+        "--by",
+        type=datetime.fromisoformat,
+        help="what was acknowledged by this time must be there (the newest order in the copy)",
+    )
     options = parser.parse_args()
     if options.command == "run":
         run(options.database, options.acknowledged, options.per_second)
