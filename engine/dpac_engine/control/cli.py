@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,10 +74,12 @@ def options(
         raise typer.Exit
 
 
+# Newer typers carry a click of their own; what they raise has one root, whichever it is.
+_USAGE_ERRORS: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status. A user's mistake is one message, never a traceback."""
-    import click
-
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="dpac", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -85,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.property_path}: " if error.property_path and error.property_path not in error.message else ""
         typer.echo(f"dpac: {where}{error.message}", err=True)
         return error.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         typer.echo("dpac: stopped; nothing more was done.", err=True)
         return 130
-    except click.ClickException as error:
+    except _USAGE_ERRORS as error:
         error.show()
-        return error.exit_code
+        return int(error.exit_code)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

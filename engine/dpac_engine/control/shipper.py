@@ -142,11 +142,15 @@ class Shipper:
         """Something was appended: look whether it is due."""
         self._wake.set()
 
-    async def ship_now(self) -> None:
-        """Ship all that is durable now; returns once done, or once the target proves to be away."""
+    def hurry(self) -> None:
+        """Ship all that is durable now without waiting until it is due."""
         self._forced_to_lsn = self.group.spool.durable_lsn
         self._settled.clear()
         self._wake.set()
+
+    async def ship_now(self) -> None:
+        """`hurry`, and return once done, or once the target proves to be away."""
+        self.hurry()
         await self._settled.wait()
 
     @property
