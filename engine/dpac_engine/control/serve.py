@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import signal
 import ssl
 import subprocess
@@ -17,9 +18,10 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from dpac_api.contexts import Context, read_contexts, write_context
-from dpac_api.errors import DpacError, Invalid, NotFound, TimedOut, Unreachable
+from dpac_api.errors import DpacError, Invalid, NotFound, TimedOut, Unreachable, from_wire
 from dpac_engine.control.serve_options import ServeOptions
 from dpac_engine.control.site import Site, supervisor_pid
+from dpac_engine.control.supervisor_report import SupervisorReport
 
 SUPERVISOR = (sys.executable, "-m", "dpac_engine.control.supervisor")
 START_SECONDS_MAX = 30.0
@@ -118,16 +120,21 @@ def stop(data: Path, seconds_max: float = STOP_SECONDS_MAX) -> bool:
     if pid is None:
         return False
     try:
-        os.kill(pid, signal.SIGTERM)
+        process = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
+    try:
+        if supervisor_pid(data) == pid:  # it is still the one: the pid was not given to another process meanwhile
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            ended, _, _ = select.select([process], [], [], seconds_max)
+            if not ended:
+                raise TimedOut(
+                    f"The backend (pid {pid}) did not end within {seconds_max:.0f} s. Look at {data / 'log'}."
+                )
     except PermissionError as error:
         raise Invalid(f"The backend (pid {pid}) belongs to another user. Stop it as that user.") from error
-    deadline = time.monotonic() + seconds_max
-    while supervisor_pid(data) == pid:
-        if time.monotonic() > deadline:
-            raise TimedOut(f"The backend (pid {pid}) did not end within {seconds_max:.0f} s. Look at {data / 'log'}.")
-        time.sleep(_POLL_SECONDS)
+    finally:
+        os.close(process)
     return True
 
 
@@ -183,12 +190,12 @@ def _await_health(options: ServeOptions, started: tuple[subprocess.Popen[bytes],
 def _healthy(data: Path, pid: int) -> Endpoint | None:
     try:
         site = Site.read(data)
-        report = json.loads(site.supervisor_file.read_bytes())
-        if report["pid"] != pid or any(child["state"] != "serving" for child in report["children"].values()):
+        report = SupervisorReport.read(site.supervisor_file)
+        if report is None or report.pid != pid or not report.all_serve:
             return None
         endpoint = Endpoint.read(site)
         return endpoint if is_healthy(endpoint.url) else None
-    except (NotFound, Unreachable, OSError, ValueError, KeyError):
+    except (NotFound, Unreachable):
         return None
 
 
@@ -216,23 +223,23 @@ def is_healthy(url: str, timeout_seconds: float = 2.0) -> bool:
 def _crashing(data: Path) -> str | None:
     """The child that does not come to serve, if there is one."""
     try:
-        children = json.loads(Site.read(data).supervisor_file.read_bytes())["children"]
-    except (DpacError, OSError, ValueError, KeyError):
+        report = SupervisorReport.read(Site.read(data).supervisor_file)
+    except DpacError:
         return None
-    bad = (name for name, child in children.items() if child["crashing"] and child["state"] != "serving")
-    return next(bad, None)
+    crashing = report.crashing() if report else {}
+    return next((name for name, child in crashing.items() if child.state != "serving"), None)
 
 
 def _failed(status: int, data: Path, began: int) -> DpacError:
-    """Why the supervisor ended at once: it says so in its last line."""
+    """Why the supervisor ended at once: its last line is the error as the API would tell it."""
     try:
         with open(data / "log" / "output.log", "rb") as file:
             file.seek(began)
             said = file.read(_OUTPUT_BYTES_MAX).decode(errors="replace").strip().splitlines()
     except OSError:
         said = []
-    if said and said[-1].startswith("dpac serve: "):
-        return DpacError(said[-1].removeprefix("dpac serve: "))
+    if said and said[-1].startswith('{"error"'):
+        return from_wire(status, json.loads(said[-1]))
     return DpacError(f"The backend ended with status {status}. {_log_tail(data)}")
 
 

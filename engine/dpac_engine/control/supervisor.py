@@ -26,13 +26,17 @@ from dpac_engine.control.listening import Listening, listen
 from dpac_engine.control.logs import log_to
 from dpac_engine.control.serve_options import ServeOptions
 from dpac_engine.control.site import Site, SiteLocks
+from dpac_engine.control.supervisor_report import ChildReport, SupervisorReport
 from dpac_engine.control.systemd import notify
 from dpac_engine.core.restarts import Restarts
-from dpac_engine.io.files import replace_file
 
 ENTRY = (sys.executable, "-m", "dpac_engine.wiring")
 """Starts a child: followed by `control` or `worker` and its arguments as JSON."""
+CONTROL_WAIT_SECONDS = 1.0
+"""How long control waits for the workers at the first start."""
 CONTROL_STOP_SECONDS = 10.0
+CALM_CHECK_SECONDS = 5.0
+"""How often it is looked whether a process that died again and again has calmed down."""
 WORKER_STOP_SECONDS = 25.0
 """A worker drains for 20 s at most; then it is in the way."""
 
@@ -48,7 +52,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     ready: int | None = None
     """Readable once it serves; None when it does, or does not run."""
-    started_at: float = 0.0
+    started_at: float | None = None
     ready_at: float | None = None
     due_at: float | None = 0.0
     """When to start it; None while it runs."""
@@ -58,6 +62,13 @@ class Child:
     def role(self) -> str:
         """`control` or `worker`."""
         return self.arguments.name.partition("-")[0]
+
+    @property
+    def start_seconds(self) -> float | None:
+        """From its start until it served; None while it does not."""
+        if self.ready_at is None or self.started_at is None:
+            return None
+        return round(self.ready_at - self.started_at, 3)
 
     @property
     def state(self) -> str:
@@ -76,6 +87,7 @@ class Supervisor:
         self._site = site
         self._entry = entry
         self._announced = False
+        self._reported: SupervisorReport | None = None
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -104,8 +116,9 @@ class Supervisor:
             for index, sockets in enumerate(listening.workers)
         ]
         control = replace(common, rest_fd=listening.rest.fileno())
-        # The data path first: what clients wait for.
-        self._children = [Child(arguments) for arguments in [*workers, control]]
+        # The data path first, because clients wait for it: control gets the cores when the workers serve.
+        self._control = Child(control, due_at=time.monotonic() + CONTROL_WAIT_SECONDS)
+        self._children = [*(Child(arguments) for arguments in workers), self._control]
 
     # ---------------------------------------------------------------- the loop
 
@@ -116,9 +129,11 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         while not self._stopping:
             self._start_due()
-            self._wait(self._seconds_to_next_start())
+            self._report("serving")
+            self._wait(self._seconds_to_next_event())
             self._reap()
         notify("STOPPING=1")
+        self._report("stopping")
         self._stop([child for child in self._children if child.role == "control"], CONTROL_STOP_SECONDS)
         self._stop([child for child in self._children if child.role == "worker"], WORKER_STOP_SECONDS)
         self._report("stopped")
@@ -139,19 +154,20 @@ class Supervisor:
             if child.ready in readable:
                 self._note_ready(child)
 
-    def _seconds_to_next_start(self) -> float | None:
+    def _seconds_to_next_event(self) -> float | None:
+        now = time.monotonic()
         due = [child.due_at for child in self._children if child.due_at is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        if any(child.restarts.crashing(now) for child in self._children):
+            due.append(now + CALM_CHECK_SECONDS)
+        return max(0.0, min(due) - now) if due else None
 
     # ---------------------------------------------------------------- children
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        due = [child for child in self._children if child.due_at is not None and child.due_at <= now]
-        for child in due:
-            self._start(child)
-        if due:
-            self._report("serving")
+        for child in self._children:
+            if child.due_at is not None and child.due_at <= now:
+                self._start(child)
 
     def _start(self, child: Child) -> None:
         child.ready, ready_write = os.pipe()
@@ -181,9 +197,11 @@ class Supervisor:
         if not serves:
             return  # it died; its end is noted by _reap
         child.ready_at = time.monotonic()
-        _log.info("%s serves, %.2f s after its start", child.arguments.name, child.ready_at - child.started_at)
-        self._report("serving")
-        if not self._announced and all(other.state == "serving" for other in self._children):
+        _log.info("%s serves, %.2f s after its start", child.arguments.name, child.start_seconds)
+        waited_for = [other for other in self._children if other.state != "serving"]
+        if waited_for == [self._control] and self._control.started_at is None:
+            self._control.due_at = child.ready_at
+        if not waited_for and not self._announced:
             self._announced = True
             notify("READY=1")
 
@@ -229,26 +247,26 @@ class Supervisor:
 
     def _report(self, state: str) -> None:
         now = time.monotonic()
-        report = {
-            "pid": os.getpid(),
-            "state": state,
-            "children": {child.arguments.name: _seen(child, now) for child in self._children},
-        }
+        children = {child.arguments.name: _seen(child, now) for child in self._children}
+        report = SupervisorReport(os.getpid(), state, children)
+        if report == self._reported:
+            return
+        self._reported = report
         try:
-            replace_file(self._site.supervisor_file, json.dumps(report, indent=1).encode(), durable=False)
+            report.write(self._site.supervisor_file)
         except OSError as error:  # a full disk must not end what keeps the data path alive
             _log.error("%s cannot be written: %s", self._site.supervisor_file, error)
 
 
-def _seen(child: Child, now: float) -> dict[str, Any]:
-    return {
-        "pid": child.process.pid if child.process else None,
-        "state": child.state,
-        "restarts": child.restarts.count,
-        "crashing": child.restarts.crashing(now),
-        "last_exit": child.last_exit,
-        "start_seconds": round(child.ready_at - child.started_at, 3) if child.ready_at is not None else None,
-    }
+def _seen(child: Child, now: float) -> ChildReport:
+    return ChildReport(
+        pid=child.process.pid if child.process else None,
+        state=child.state,
+        restarts=child.restarts.count,
+        crashing=child.restarts.crashing(now),
+        last_exit=child.last_exit,
+        start_seconds=child.start_seconds,
+    )
 
 
 def _describe(status: int) -> str:
@@ -276,10 +294,13 @@ def supervise(options: ServeOptions, entry: Sequence[str] = ENTRY) -> int:
 
 def main(arguments: Sequence[str], entry: Sequence[str] = ENTRY) -> int:
     """`python -m dpac_engine.control.supervisor OPTIONS`, with ServeOptions as JSON."""
+    options = ServeOptions.from_json(arguments[0])
     try:
-        return supervise(ServeOptions.from_json(arguments[0]), entry)
+        return supervise(options, entry)
     except DpacError as error:
-        sys.stderr.write(f"dpac serve: {error.message}\n")
+        # Detached, nobody reads it but `dpac serve --detach`, which raises it again.
+        text = json.dumps(error.to_wire()) if options.log_files else f"dpac serve: {error.message}"
+        sys.stderr.write(f"{text}\n")
         return error.exit_code
 
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import uvloop
 
 from dpac_engine.control.child_process import ChildArguments, begin, say_ready
-from dpac_engine.control.http_server import HttpServer
 from dpac_engine.control.logs import log_to
 from dpac_engine.control.worker import Worker
-from dpac_engine.control.worker_rpc import rpc_app
 from dpac_engine.io.nbd.server import Listener, NbdServer
 
 _log = logging.getLogger(__name__)
@@ -49,6 +47,10 @@ async def _serve(arguments: ChildArguments, build: Callable[[ChildArguments], Wo
     await parts.worker.start()
     nbd = NbdServer(parts.worker, _listeners(arguments))
     await nbd.start()
+    # Loaded only now: clients of the exports need not wait for it.
+    from dpac_engine.control.http_server import HttpServer
+    from dpac_engine.control.worker_rpc import rpc_app
+
     rpc = HttpServer(rpc_app(parts.worker), socket.socket(fileno=arguments.rpc_fd))
     await rpc.start()
     say_ready(arguments)
