@@ -9,7 +9,6 @@ scratch folder. Nothing of it touches the members or the replication.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -67,7 +66,7 @@ class Drill:
 
     def _choose(self) -> str:
         self._started = self._now()
-        self._started_seconds = time.monotonic()
+        self._started_ns = self._cast.stage.clock.monotonic_ns()
         timeline, group = self._cast.stage.timeline, self._cast.group
         self._target, self._mark = timeline.resolve(group, self._request.at, self._request.target)
         self._age_seconds = max(0.0, (self._started - utc(self._mark.stamp_ns)).total_seconds())
@@ -182,7 +181,7 @@ class Drill:
         )
 
     def _elapsed_seconds(self) -> float:
-        return time.monotonic() - self._started_seconds
+        return (self._cast.stage.clock.monotonic_ns() - self._started_ns) / 1e9
 
     def _now(self) -> datetime:
         return utc(self._cast.stage.clock.now_ns())

@@ -61,7 +61,7 @@ def _own_conditions(
                 subject="group",
                 message="The key to the recovery points lies on this host only: if the host is lost, so are they. "
                 "Run `dpac key export --to FILE`, keep the file elsewhere, then `dpac key confirm`.",
-                since=now,
+                since=group.created,
             )
         )
     return found

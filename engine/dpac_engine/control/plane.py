@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -45,6 +46,7 @@ from dpac_engine.control.verify import Verify
 from dpac_engine.control.worker_api import WorkerApi, WorkerMount
 from dpac_engine.core.ports import Clock
 
+_log = logging.getLogger(__name__)
 APPLY_SECONDS = 5.0
 """How long a put or delete waits for the worker's first attempt, so that exports exist when `pulumi up` returns."""
 KINDS: dict[str, RunMaker] = {"Drill": Drill, "Restore": Restore, "Verify": Verify}
@@ -104,6 +106,7 @@ class Plane:
             KINDS,
         )
         self._turns: dict[str, asyncio.Lock] = {}
+        self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Take up what an earlier process left unfinished."""
@@ -112,6 +115,8 @@ class Plane:
 
     async def stop(self) -> None:
         """Stop; the data path goes on."""
+        for task in self._background:
+            task.cancel()
         await self.reconciler.stop()
         await self.operations.stop()
         self.catalogue.close()
@@ -233,7 +238,21 @@ class Plane:
             await self._end(operation, Phase.FAILED, {}, message)
             raise
         await self._end(operation, Phase.SUCCEEDED, checkpoint.model_dump(mode="json"), None)
+        self._ship_soon(group)
         return checkpoint
+
+    def _ship_soon(self, group: GroupView) -> None:
+        """Somebody asked for this checkpoint, so it goes to the targets now, not with the next change."""
+
+        async def ship() -> None:
+            try:
+                await self._worker(group.worker).ship(group.uid)
+            except DpacError as cause:  # the legs go on by themselves
+                _log.info("group %s was not shipped at once: %s", group.name, cause.message)
+
+        task = asyncio.create_task(ship(), name=f"ship {group.name}")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _end(self, operation: Operation, phase: Phase, result: dict[str, Any], error: str | None) -> None:
         def end(session: Session) -> None:

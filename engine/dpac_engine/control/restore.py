@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +53,7 @@ class Restore:
     # -------------------------------------------------------------- steps
 
     def _choose(self) -> str:
-        self._started_seconds = time.monotonic()
+        self._started_ns = self._cast.stage.clock.monotonic_ns()
         timeline, group = self._cast.stage.timeline, self._cast.group
         target, self._mark = timeline.resolve(group, self._request.at, self._request.target)
         repository = timeline.private(group, target)
@@ -114,6 +113,6 @@ class Restore:
             member=self._request.member,
             to=self._request.to,
             bytes_written=self._written,
-            seconds=round(time.monotonic() - self._started_seconds, 3),
+            seconds=round((self._cast.stage.clock.monotonic_ns() - self._started_ns) / 1e9, 3),
         )
         return self._request.to

@@ -47,6 +47,7 @@ class GroupView:
     worker: int
     generation: int
     key_id: str
+    created: datetime
     spec: GroupSpec
     member_names: Mapping[int, str]
     targets: Mapping[str, TargetSpec]
@@ -66,6 +67,7 @@ def view_group(session: Session, name: str, *, retained: bool = True) -> GroupVi
         worker=row.worker,
         generation=row.generation,
         key_id=row.key_id,
+        created=row.created,
         spec=GroupSpec.model_validate(row.spec),
         member_names=member_names(row),
         targets=where_recovery_points_lie(session, row),

@@ -14,7 +14,6 @@ from dpac_engine.control.commands.session import (
     GroupName,
     Json,
     Limit,
-    age,
     client,
     console,
     escape,
@@ -128,14 +127,13 @@ def _timelines(site: Client, group: str, ranges: list[CheckpointRange]) -> list[
 
 
 def _listing(items: list[Checkpoint]) -> object:
-    rows = table("CHECKPOINT", "TIME", "AGE", "CONSISTENCY", "CUTS", "TAGS", "TARGETS")
+    rows = table("CHECKPOINT", "TIME", "CONSISTENT", "CUTS", "TAGS", "TARGETS")
     for item in items:
         cuts = ", ".join(f"{name} {cut.kind}" for name, cut in sorted(item.cuts.items()))
         targets = ", ".join(f"{name}{' ✓' if at.verified_at else ''}" for name, at in sorted(item.targets.items()))
         rows.add_row(
             item.id,
             moment(item.time),
-            age(item.time),
             item.consistency,
             escape(cuts),
             escape(", ".join(item.tags)),
@@ -180,9 +178,8 @@ def mounts(json: Json = False, limit: Limit = PAGE, cursor: Cursor = None) -> No
     if json:
         print_page(found, more)
         return
-    rows = table("MOUNT", "GROUP", "CHECKPOINT", "OF", "MEMBERS")
-    for made in found:
-        where = "\n".join(f"{name}: {place}" for name, place in sorted(made.members.items()))
-        rows.add_row(made.id, made.group, made.checkpoint, moment(made.checkpoint_time), escape(where))
-    console().print(rows)
+    for made in found:  # lines and no table: a URI that is folded cannot be copied
+        say(f"{made.id}: {made.group} at {made.checkpoint} of {moment(made.checkpoint_time)}")
+        for name, where in sorted(made.members.items()):
+            say(f"  {name}: {where}")
     say_more(more)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PAGE = 100
+_NEVER_WRAPPED = ("CHECKPOINT", "TIME", "BEGAN", "OPERATION", "MOUNT", "GROUP", "LEG", "TARGET", "RPO", "LAG", "OF")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with times in UTC; its shape is stable (docs/cli.md).")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="Items on a page.")]
@@ -94,7 +95,7 @@ def table(*columns: str) -> Table:
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold", no_wrap=column in _NEVER_WRAPPED)
     return made
 
 

@@ -99,7 +99,7 @@ def _watch(site: Client, group: str | None, json: bool, limit: int, cursor: str 
 
 
 def _lines(found: list[tuple[str, GroupStatus]]) -> RenderableType:
-    rows = table("GROUP", "PROTECTED", "DATA", "SLA", "NEWEST COPY", "LAG", "CONDITIONS")
+    rows = table("GROUP", "PROTECTED", "DATA", "SLA", "NEWEST", "LAG", "CONDITIONS")
     for name, observed in found:
         newest = [leg.latest_checkpoint_time for leg in observed.legs.values()]
         oldest_newest = min((at for at in newest if at is not None), default=None)
@@ -157,7 +157,7 @@ def _members(observed: GroupStatus) -> RenderableType:
 
 
 def _legs(observed: GroupStatus) -> RenderableType:
-    rows = table("LEG", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST COPY", "STORED", "")
+    rows = table("LEG", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST", "STORED", "")
     for name, leg in observed.legs.items():
         rows.add_row(
             name,
@@ -167,7 +167,7 @@ def _legs(observed: GroupStatus) -> RenderableType:
             duration(leg.rpo_seconds),
             duration(leg.lag_seconds),
             size(leg.lag_bytes),
-            f"{leg.latest_checkpoint or '-'} {age(leg.latest_checkpoint_time) if leg.latest_checkpoint_time else ''}",
+            age(leg.latest_checkpoint_time),
             size(leg.stored_bytes),
             escape(leg.message),
         )

@@ -1,0 +1,338 @@
+"""Drills, restores and verifications through REST, with repositories in memory."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from dpac_api.errors import Corruption, Invalid, Temporary, Unreachable
+from dpac_api.models import DrillReport, OperationStep
+from dpac_engine.control import drill_report
+from dpac_engine.control.catalogue import Catalogue, utc
+from dpac_engine.control.catalogue_operations import add_operation, note_step
+from dpac_engine.control.export_probe import greet
+from dpac_engine.control.image_reading import pieces
+from dpac_engine.control.recovery import Damage
+from dpac_engine.control.rest import create_app
+from dpac_engine.control.timeline import view_group
+from tests.unit.control_fakes import ADMIN, FakeVolume, World
+
+HEADERS = {"Authorization": f"Bearer {ADMIN}"}
+WAIT_SECONDS = 20.0
+
+
+class Stage:
+    """A site with one group, whose target holds five checkpoints."""
+
+    def __init__(self, world: World, client: TestClient) -> None:
+        self.world = world
+        self.client = client
+        self.requests = 0
+        spec = {"request_id": "request-t", "spec": world.target_spec()}
+        assert client.put("/v1/targets/copies", json=spec, headers=HEADERS).status_code == 200
+        spec = {"request_id": "request-g", "spec": world.group_spec()}
+        assert client.put("/v1/groups/shop", json=spec, headers=HEADERS).status_code == 200
+        self.repository = world.fill_repository()
+
+    def begin(self, kind: str, **body: Any) -> dict[str, Any]:
+        self.requests += 1
+        body = {"request_id": f"request-{self.requests}", **body}
+        answer = self.client.post(f"/v1/groups/shop/{kind}", json=body, headers=HEADERS)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def finish(self, operation: dict[str, Any]) -> dict[str, Any]:
+        """The operation once it has ended."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while operation["phase"] in ("Pending", "Running"):
+            assert time.monotonic() < deadline, operation
+            threading.Event().wait(0.01)
+            found = self.client.get(f"/v1/operations/{operation['id']}", headers=HEADERS)
+            operation = found.json()
+        return operation
+
+    def run(self, kind: str, **body: Any) -> dict[str, Any]:
+        return self.finish(self.begin(kind, **body))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    world = World(tmp_path)
+    with TestClient(create_app(world.deps())) as client:
+        yield Stage(world, client)
+
+
+# ------------------------------------------------------------------ drill
+
+
+def test_a_drill_reads_everything_checks_everything_and_signs_what_it_found(stage: Stage) -> None:
+    """RPO is the checkpoint's age, RTO what it took; nothing is left behind."""
+    stage.world.clock.advance(4)
+    operation = stage.run("drills", at="latest", rto="1h")
+    assert operation["phase"] == "Succeeded", operation
+    assert {step["state"] for step in operation["steps"]} == {"done"}
+    report = DrillReport.model_validate(operation["result"])
+    assert report.passed
+    assert (report.checkpoint, report.target, report.rpo_seconds) == ("ck-1-5", "copies", 4.0)
+    assert report.members["disk"].checked_bytes == 1024
+    assert report.members["orders"].checks["sqlite orders.db"] == "ok"
+    drill_report.check(report)
+    assert len(stage.world.greeted) == 1
+    assert stage.world.worker.mounts == {}
+    assert list((stage.world.data / "scratch").glob("*")) == []
+
+
+def test_the_plan_is_journalled_before_the_first_step(stage: Stage) -> None:
+    """Whoever looks knows what is still to come."""
+    operation = stage.begin("drills")
+    names = [step["name"] for step in operation["steps"]]
+    assert names == ["choose checkpoint", "open image", "export volumes", "volume disk", "directory orders", "report"]
+    assert {step["state"] for step in operation["steps"]} == {"pending"}
+    stage.finish(operation)
+
+
+@pytest.mark.parametrize("field", ["passed", "rto_seconds", "checkpoint", "findings", "members", "public_key"])
+def test_a_report_that_was_changed_is_not_believed(stage: Stage, field: str) -> None:
+    """Whatever was changed."""
+    report = DrillReport.model_validate(stage.run("drills")["result"])
+    forged = {
+        "passed": False,
+        "rto_seconds": 0.001,
+        "checkpoint": "ck-1-1",
+        "findings": ["x"],
+        "members": {},
+        "public_key": "A" * 43 + "=",
+    }
+    with pytest.raises(Corruption):
+        drill_report.check(report.model_copy(update={field: forged[field]}))
+    with pytest.raises(Corruption, match="another key"):
+        drill_report.check(report, "B" * 43 + "=")
+    with pytest.raises(Invalid, match="not signed"):
+        drill_report.check(report.model_copy(update={"signature": ""}))
+
+
+def test_a_damaged_block_fails_the_drill_with_a_report(stage: Stage) -> None:
+    """The other member is still checked, and the report still signed."""
+    stage.repository.volumes[1].damaged.add(8192)
+    operation = stage.run("drills")
+    assert operation["phase"] == "Failed"
+    assert "block 8192" in operation["error"]
+    report = DrillReport.model_validate(operation["result"])
+    assert not report.passed
+    assert "orders" in report.members
+    drill_report.check(report)
+
+
+def test_a_blueprints_finding_fails_the_drill(stage: Stage) -> None:
+    """Bytes alone are not a database."""
+    stage.world.recovery.checks["orders.db"] = "row 7 missing from index"
+    operation = stage.run("drills")
+    assert operation["phase"] == "Failed"
+    assert operation["result"]["findings"] == ["member orders: sqlite orders.db: row 7 missing from index"]
+
+
+def test_a_drill_that_takes_longer_than_its_rto_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it took in the finding."""
+    check = stage.world.recovery.check
+
+    def slow_check(blueprint: str, root: Path) -> dict[str, str]:
+        stage.world.clock.advance(61)
+        return check(blueprint, root)
+
+    monkeypatch.setattr(stage.world.recovery, "check", slow_check)
+    operation = stage.run("drills", rto="1m")
+    assert operation["phase"] == "Failed"
+    assert "longer than the RTO of 1m" in operation["error"]
+    assert (operation["result"]["rto_goal_seconds"], operation["result"]["rto_seconds"]) == (60, 61)
+
+
+def test_a_member_that_the_checkpoint_lacks_is_a_finding(stage: Stage) -> None:
+    """What is not there cannot be recovered."""
+    del stage.repository.members[2]
+    operation = stage.run("drills")
+    assert operation["phase"] == "Failed"
+    assert "member orders: it is not in checkpoint ck-1-5" in operation["error"]
+
+
+def test_a_drill_without_a_worker_still_reads_the_copy(stage: Stage) -> None:
+    """That the exports could not be made is a finding; the rest is known all the same."""
+    stage.world.worker.down = True
+    operation = stage.run("drills")
+    report = DrillReport.model_validate(operation["result"])
+    assert not report.passed
+    assert "cannot be exported" in report.findings[0]
+    assert report.members["disk"].checked_bytes == 1024
+
+
+def test_a_drill_of_what_is_not_there_fails_without_a_report(stage: Stage) -> None:
+    """There was nothing to rehearse."""
+    operation = stage.run("drills", at="tag:none")
+    assert (operation["phase"], operation["result"]) == ("Failed", {})
+    assert operation["steps"][0]["state"] == "failed"
+    assert operation["steps"][1]["state"] == "pending"
+
+
+# ------------------------------------------------------------------ restore
+
+
+def test_a_volume_is_restored_whole_and_sparse(stage: Stage) -> None:
+    """Every stored byte where it was, holes where nothing was."""
+    to = stage.world.root / "restored.raw"
+    operation = stage.run("restores", member="disk", to=str(to), at="tag:nightly")
+    assert operation["phase"] == "Succeeded", operation
+    content = to.read_bytes()
+    assert len(content) == 2**20
+    assert content[:512] == b"boot" * 128
+    assert content[8192:8704] == b"data" * 128
+    assert content.count(0) == 2**20 - 1024
+    assert to.stat().st_blocks * 512 < 2**19
+    assert operation["result"]["bytes_written"] == 1024
+    assert sorted(path.name for path in to.parent.glob(".*")) == []
+
+
+def test_a_directory_is_restored_into_an_empty_folder(stage: Stage) -> None:
+    """Made beforehand or not."""
+    for to in (stage.world.root / "new", stage.world.root / "empty"):
+        if to.name == "empty":
+            to.mkdir()
+        operation = stage.run("restores", member="orders", to=str(to))
+        assert operation["phase"] == "Succeeded", operation
+        assert {path.name for path in to.iterdir()} == {"orders.db", "note.txt"}
+
+
+def test_nothing_is_ever_overwritten(stage: Stage) -> None:
+    """Refused before there is an operation."""
+    used = stage.world.root / "used"
+    used.write_text("precious")
+    answer = stage.begin("restores", member="disk", to=str(used))
+    assert answer["error"]["property_path"] == "to"
+    assert used.read_text() == "precious"
+    assert stage.client.get("/v1/operations", headers=HEADERS).json() == []
+
+
+@pytest.mark.parametrize("to", ["orders/x", "copies/x", "site/x", "nowhere/x"])
+def test_a_restore_into_a_member_a_target_or_dpacs_own_folder_is_refused(stage: Stage, to: str) -> None:
+    """It would be captured, or spoil copies."""
+    answer = stage.begin("restores", member="disk", to=str(stage.world.root / to))
+    assert answer["error"]["code"] == "invalid"
+
+
+def test_a_restore_that_meets_damage_leaves_nothing(stage: Stage) -> None:
+    """Whole or not at all."""
+    stage.repository.volumes[1].damaged.add(8192)
+    to = stage.world.root / "restored.raw"
+    operation = stage.run("restores", member="disk", to=str(to))
+    assert operation["phase"] == "Failed"
+    assert not to.exists()
+    assert list(stage.world.root.glob(".restored*")) == []
+
+
+def test_a_restore_of_an_unknown_member_names_those_there_were(stage: Stage) -> None:
+    """Before anything begins."""
+    answer = stage.begin("restores", member="tape", to=str(stage.world.root / "x"))
+    assert "disk, orders" in answer["error"]["message"]
+
+
+# ------------------------------------------------------------------ verify
+
+
+def test_a_verification_proves_checkpoints_readable(stage: Stage) -> None:
+    """And every checkpoint up to there says when."""
+    operation = stage.run("verifications")
+    assert operation["phase"] == "Succeeded"
+    assert operation["result"]["verified_through"] == {"copies": "ck-1-5"}
+    page = stage.client.get("/v1/groups/shop/checkpoints", headers=HEADERS).json()
+    assert all(item["targets"]["copies"]["verified_at"] for item in page["items"])
+    status = stage.client.get("/v1/groups/shop/status", headers=HEADERS).json()
+    assert status["legs"]["copies"]["last_verified_checkpoint"] == "ck-1-5"
+
+
+def test_a_verification_names_what_is_damaged_and_whom_it_concerns(stage: Stage) -> None:
+    """By object and checkpoints."""
+    stage.repository.damages = [Damage("s/1", "its bytes are not those written", "ck-1-3 to ck-1-5")]
+    operation = stage.run("verifications", target="copies")
+    assert operation["phase"] == "Failed"
+    (finding,) = operation["result"]["findings"]
+    assert (finding["object"], finding["checkpoints_affected"]) == ("s/1", "ck-1-3 to ck-1-5")
+    assert operation["result"]["verified_through"] == {}
+
+
+def test_a_target_that_is_away_fails_the_verification(stage: Stage) -> None:
+    """Not read is not proven."""
+    stage.repository.error = Unreachable("The disk is away.")
+    operation = stage.run("verifications")
+    assert operation["phase"] == "Failed"
+    assert "The disk is away" in operation["error"]
+
+
+# ------------------------------------------------------------------ restarts
+
+
+def test_an_operation_that_a_restart_interrupted_is_cleaned_up_and_failed(tmp_path: Path) -> None:
+    """Its half-written output goes, its mount goes, and it says what to do."""
+    world = World(tmp_path)
+    with TestClient(create_app(world.deps())) as client:
+        Stage(world, client)
+    catalogue = Catalogue.open(world.data / "catalogue.sqlite")
+    to = world.root / "restored.raw"
+    with catalogue.write() as session:
+        group = view_group(session, "shop")
+        now = utc(world.clock.now_ns())
+        request = {"member": "disk", "to": str(to), "at": "latest", "target": None}
+        running = add_operation(session, "Restore", group, request, ["choose checkpoint", "write aside", "rename"], now)
+        note_step(session, running.id, 1, OperationStep(name="write aside", state="running"))
+        pending = add_operation(session, "Verify", group, {"target": None}, ["read copies", "report"], now)
+    catalogue.close()
+    partial = to.parent / f".{to.name}.{running.id}.partial"
+    partial.write_bytes(b"half")
+    with TestClient(create_app(world.deps())) as client:
+        stage = Stage.__new__(Stage)
+        stage.client = client
+        ended = stage.finish(running.model_dump(mode="json"))
+        assert ended["phase"] == "Failed"
+        assert "Start it again" in ended["error"]
+        assert stage.finish(pending.model_dump(mode="json"))["phase"] == "Succeeded"
+    assert not partial.exists()
+    assert not to.exists()
+
+
+# ------------------------------------------------------------------ small parts
+
+
+def test_neighbouring_extents_are_read_together() -> None:
+    """A volume written in 4 KiB blocks is not read in 4 KiB blocks."""
+    volume = FakeVolume(2**20, {n * 4096: bytes([n]) * 4096 for n in (0, 1, 2, 9)})
+    assert [(offset, len(data)) for offset, data in pieces(volume)] == [(0, 3 * 4096), (9 * 4096, 4096)]
+
+
+def test_an_export_that_is_no_nbd_server_is_found_out(tmp_path: Path) -> None:
+    """Silence and a wrong greeting are both Temporary."""
+    path = tmp_path / "nbd.sock"
+    with pytest.raises(Temporary, match="Nothing answers"):
+        greet(f"nbd+unix:///x?socket={path}")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        greeting = [b"NBDMAGIC", b"HTTP/1.1"]
+
+        def serve() -> None:
+            for text in greeting:
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(text)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        greet(f"nbd+unix:///x?socket={path}")
+        with pytest.raises(Temporary, match="not an NBD server"):
+            greet(f"nbd+unix:///x?socket={path}")
+        thread.join(WAIT_SECONDS)
+    with pytest.raises(Invalid):
+        greet("https://example.com")
