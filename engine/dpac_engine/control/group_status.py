@@ -79,17 +79,25 @@ def of(group: Group) -> GroupStatus:
 
 
 def _seeded(group: Group, ordinal: int) -> bool:
-    """The member is recoverable at every leg that has anything."""
-    states = [leg.repository for leg in group.legs.values()]
-    return bool(states) and all(
-        state is not None and ordinal in state.members and state.members[ordinal].is_ready for state in states
+    """The member is whole at every leg, and in a checkpoint there: one made before it was whole does not hold it."""
+    return bool(group.legs) and all(
+        ordinal in _held(leg) and leg.repository is not None and leg.repository.members[ordinal].is_ready
+        for leg in group.legs.values()
     )
+
+
+def _held(leg: Shipper) -> set[int]:
+    """The members in the newest checkpoint at the leg's target, by ordinal; none if it is not recoverable there."""
+    if leg.repository is None or leg.last_mark is None:
+        return set()
+    ordinals = (int(ordinal) for ordinal in leg.last_mark.body.cuts)
+    return leg.repository.recoverable_members(ordinals, leg.last_mark.lsn) or set()
 
 
 def _leg(leg: Shipper) -> LegStatus:
     state = leg.repository
     marked = [ref.marks for ref in state.segments.values() if ref.marks] if state else []
-    newest = leg.last_mark if state and any(member.is_ready for member in state.members.values()) else None
+    newest = leg.last_mark if _held(leg) else None
     return LegStatus(
         target=leg.spec.target,
         data_state=leg.data_state,
