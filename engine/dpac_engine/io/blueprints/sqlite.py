@@ -33,7 +33,10 @@ _WAL_FORMAT = 2
 
 
 class _Files(NamedTuple):
-    """What changes when the database does: (inode, size, mtime, ctime) of database, WAL and rollback journal."""
+    """What changes when the database does: (inode, size, mtime) of database, WAL and rollback journal.
+
+    Not ctime: SQLite, run by root, sets a log's owner again each time it opens one.
+    """
 
     database: tuple[int, ...]
     wal: tuple[int, ...] | None
@@ -135,7 +138,7 @@ def _stamp(path: bytes) -> tuple[int, ...] | None:
         found = os.stat(path)
     except FileNotFoundError:
         return None
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _files(source: bytes) -> _Files:

@@ -100,8 +100,6 @@ class Capture:
         """Paths whose newest state is not in the journal -> until when what is in it was the newest."""
         self.seedings: list[set[bytes]] = []
         """Chunk sets of seedings under way: what is put into the journal reaches their targets by itself."""
-        self.all_applied = True
-        """Nothing was put that the persisted index does not reflect."""
         self._path = path
         self._journal = journal
         self._clock = clock
@@ -127,9 +125,16 @@ class Capture:
         lsn = self._put(changes) if changes else None
         if lsn is not None or work.full:
             await self.in_thread(lambda: self._apply(plan, work, started_ns))
-            await self._settle(lsn)
+            await self._settle()
         else:
             await self.in_thread(lambda: self.index.apply(plan))
+
+    async def forget(self, lsn: int) -> None:
+        """The journal, up to `lsn`, holds nothing of the member any more."""
+        await self._journal.wait_durable(lsn)
+        self.index.clear()
+        self.stale = {}
+        await self.in_thread(lambda: self.index.commit(lsn))
 
     async def difference(self) -> Difference:
         """What a full scan finds changed right now; captures nothing."""
@@ -225,7 +230,9 @@ class Capture:
         outcome = work.reader.outcome
         failed = {**outcome.unstable, **outcome.unreadable, **work.difference.findings}
         if work.full:
-            self.findings = Findings()
+            # A plain file that did not change was not read again; it is still one.
+            kept = {path: why for path, why in self.findings.plain.items() if path in self.index.rows}
+            self.findings = Findings(plain=kept)
             self.stale = {path: as_of for path, as_of in self.stale.items() if path in failed}
         for path in [*rows, *failed]:
             self.findings.forget([path])
@@ -242,8 +249,8 @@ class Capture:
         self.findings.plain.update(outcome.plain)
 
     def _put(self, changes: list[KeyChange]) -> int:
-        self.all_applied = False
         lsn = self._journal.put(changes)
+        self.index.journal_lsn = lsn
         put = [change.key for change in changes if change.keyspace == Keyspace.CHUNK and change.value is not None]
         gone = [change.key for change in changes if change.keyspace == Keyspace.CHUNK and change.value is None]
         for has in self.seedings:
@@ -257,14 +264,12 @@ class Capture:
         if work.full:
             self.index.scanned_ns = started_ns
 
-    async def _settle(self, lsn: int | None) -> None:
+    async def _settle(self) -> None:
         """Write the index once the journal has what it claims."""
-        if lsn is not None:
+        lsn = self.index.journal_lsn
+        if lsn > self.index.applied_lsn:
             await self._journal.wait_durable(lsn)
-        applied = self.index.applied_lsn if lsn is None else lsn
-        await self.in_thread(lambda: self.index.commit(applied))
-        if lsn is not None:
-            self.all_applied = True
+        await self.in_thread(lambda: self.index.commit(lsn))
 
 
 def open_root(path: Path, index: TreeIndex) -> tuple[Beneath, Root]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,8 @@ class ScanSettings(NamedTuple):
     gather_seconds: float = 0.3
     """Hints are gathered so long before they are captured."""
     rest_factor: float = 4.0
-    """After a capture, rest this many times as long as it took: 4 keeps it below a fifth of a core."""
+    """After a scan, the next one rests this many times as long as it took, and so do captures of hints: 4 keeps
+    each of the two below a fifth of a core."""
     missing_seconds: float = 1.0
     """How often a missing folder is looked for, and a failed capture tried again."""
     hold_seconds_max: float = 10.0
@@ -91,6 +93,7 @@ class DirectoryMember:
         self._message = ""
         self._skew_seconds: float | None = None
         self._rest_until = 0.0
+        self._scan_rest_until = 0.0
         self._scan_due = 0.0
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -104,12 +107,12 @@ class DirectoryMember:
     @property
     def all_applied(self) -> bool:
         """It reflects every record of this member there is: the journal need keep none for its sake."""
-        return self._capture.all_applied
+        return self._index.journal_lsn == self._index.applied_lsn
 
     def replay(self, lsn_after: int, change: KeyChange) -> None:
         """Take a record that the journal has after `applied_lsn`, ending at `lsn_after`; in order, before `start`."""
         if lsn_after > self._index.applied_lsn:
-            self._index.replay(change)
+            self._index.replay(lsn_after, change)
 
     async def reset(self, lsn: int | None = None) -> None:
         """Forget what was captured: the next capture puts everything again.
@@ -117,10 +120,7 @@ class DirectoryMember:
         Called after a RESET record, which ends at `lsn`, was written, and for each RESET met during replay.
         """
         async with self._lock:
-            self._index.clear()
-            self._capture.stale = {}
-            applied = self._index.applied_lsn if lsn is None else lsn
-            await self._capture.in_thread(lambda: self._index.commit(applied))
+            await self._capture.forget(self._index.journal_lsn if lsn is None else lsn)
             self._scan_all = True
             self._hinted.set()
             if self._state == "Attached":
@@ -260,23 +260,33 @@ class DirectoryMember:
         await self._follow_watch()
         while True:
             await self._wait()
-            if self._scan_all or self._now() >= self._scan_due:
+            if self._now() >= self._full_due():
                 self._take_hints()
                 await self._attempt(None)
                 await self._follow_watch()
-            elif hints := self._take_hints():
+            elif self._now() >= self._hints_due() and (hints := self._take_hints()):
                 await self._attempt(hints)
 
     async def _wait(self) -> None:
-        """Until there is something to do, and the rest after the last capture is over."""
-        await asyncio.sleep(max(0.0, self._rest_until - self._now()))
-        due = min([self._scan_due, *(due for due, _ in self._retries.values())])
-        if self._state == "Missing" or self._scan_all:
-            return
+        """Until a capture is due."""
+        self._hinted.clear()
+        due = min(self._full_due(), self._hints_due())
         try:
             await asyncio.wait_for(self._hinted.wait(), max(0.0, due - self._now()))
         except TimeoutError:
             return
+
+    def _full_due(self) -> float:
+        """When the next full capture begins, by the monotonic clock."""
+        return self._scan_rest_until if self._scan_all else self._scan_due
+
+    def _hints_due(self) -> float:
+        """When the next capture of hints, or of an unstable file, begins."""
+        if self._state == "Missing":
+            return math.inf
+        if self._hints:
+            return self._rest_until
+        return min((due for due, _ in self._retries.values()), default=math.inf)
 
     async def _attempt(self, hints: set[bytes] | None) -> None:
         """A capture by the loop itself: failures become state, never the loop's end."""
@@ -292,7 +302,9 @@ class DirectoryMember:
             self._try_again(hints)
 
     def _try_again(self, hints: set[bytes] | None) -> None:
-        self._rest_until = max(self._rest_until, self._now() + self.settings.missing_seconds)
+        again = self._now() + self.settings.missing_seconds
+        self._rest_until = max(self._rest_until, again)
+        self._scan_rest_until = max(self._scan_rest_until, again)
         self._scan_all = self._scan_all or hints is None
         self._hints |= hints or set()
         self._hinted.set()
@@ -319,10 +331,15 @@ class DirectoryMember:
             raise Temporary(f"{error}. Bring it back; until then the last captured state stands.") from error
         finally:
             took = self._now() - began
-            self._rest_until = self._now() + self.settings.rest_factor * took
+            rested = self._now() + self.settings.rest_factor * took
+            if hints is None:
+                # A long scan must not hold up hinted changes: they rest by what they cost themselves.
+                self._scan_rest_until = rested
+            else:
+                self._rest_until = rested
         if hints is None:
             self._skew_seconds = took
-            self._scan_due = self._now() + max(self.settings.interval_seconds, self.settings.rest_factor * took)
+            self._scan_due = max(self._now() + self.settings.interval_seconds, self._scan_rest_until)
         if self._index.scanned_ns is not None:
             self._enter("Attached", "")
         self._plan_retries()
@@ -359,7 +376,6 @@ class DirectoryMember:
         """Hints and due retries, except for unstable files that were tried a moment ago."""
         now = self._now()
         hints, self._hints = self._hints, set()
-        self._hinted.clear()
         hints = {path for path in hints if path not in self._retries}
         return hints | {path for path, (due, _) in self._retries.items() if due <= now}
 

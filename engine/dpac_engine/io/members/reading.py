@@ -189,7 +189,7 @@ class Reader:
                 beside = self._tree.lstat(folder + b"/" + log if folder else log)
             except FileNotFoundError:
                 continue
-            if beside.st_ctime_ns > time.clock_gettime_ns(time.CLOCK_REALTIME) - TIMESTAMP_TICK_NS:
+            if beside.st_mtime_ns > time.clock_gettime_ns(time.CLOCK_REALTIME) - TIMESTAMP_TICK_NS:
                 return None  # it may change again within this tick of the clock: read it again the next time
             signature += log_signature(beside)
         return signature

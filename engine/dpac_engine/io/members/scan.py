@@ -19,7 +19,7 @@ from dpac_engine.io.members.beneath import Beneath, split
 
 Signature = tuple[int, ...]
 """What a change to a path cannot leave as it was: mode, inode, whether it lies on another device than the root,
-size, mtime, ctime, links; for a blueprint's data file, inode, size, mtime and ctime of each log beside it follow."""
+size, mtime, ctime, links; for a blueprint's data file, inode, size and mtime of each log beside it follow."""
 _OWN_FIELDS = 7
 _INODE_AT = 1
 _FOREIGN_AT = 2
@@ -64,8 +64,12 @@ def own_signature(found: os.stat_result, root_device: int) -> Signature:
 
 
 def log_signature(found: os.stat_result) -> Signature:
-    """What is added to a data file's signature for a log beside it."""
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    """What is added to a data file's signature for a log beside it.
+
+    Not its ctime: SQLite, run by root, sets a log's owner again each time it opens one, so that a copy would look
+    like a change.
+    """
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def read_head(tree: Beneath, path: bytes) -> bytes:
