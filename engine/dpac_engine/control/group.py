@@ -69,6 +69,7 @@ class Group:
         self._since: dict[str, datetime] = {}
         self._changes: deque[_Change] = deque()
         self._marked_lsn = 0
+        self._opened_lsn = 0
         self._changed_since_ns = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._applying = asyncio.Lock()
@@ -150,7 +151,7 @@ class Group:
         if self.assignment.epoch != self.state.epochs[-1][0]:
             raise Invalid(f"Epoch {self.assignment.epoch} was assigned, but this host has {self.state.epochs[-1][0]}.")
         tag = int.from_bytes(bytes.fromhex(self.shard_uid)[:4], "little")
-        records = list(spool_module.scan(self.folder / "spool", self.state.scan_lsn, tag))
+        records = list(spool_module.scan(self.folder / "spool", self.state.scan_lsn, tag, self.state.scan_incarnation))
         while records and records[-1][0].flags & Flags.RUN_CONTINUES:
             records.pop()  # its run was cut short by the crash: none of it counts
         head = records[-1][0].next_lsn if records else self.state.scan_lsn
@@ -171,7 +172,8 @@ class Group:
             self.stamp,
             self._journal_failed,
         )
-        self._marked_lsn, self._changed_since_ns = head, self.stamp()
+        self._opened_lsn = self._marked_lsn = head
+        self._changed_since_ns = self.stamp()
         if records:
             self._changes.append(_Change(head, records[0][0].stamp))
         self._set_members()
@@ -365,6 +367,8 @@ class Group:
         """Remember how far everything is, durably; then the spool may recycle what is needed no more."""
         head = self.spool.durable_lsn
         self.state.scan_lsn = max(self.state.scan_lsn, min([head, *(m.applied_lsn for m in self.members.values())]))
+        if self.state.scan_lsn >= self._opened_lsn:
+            self.state.scan_incarnation = self.state.incarnation
         self.state.stamp = self.stamp()
         cursors = [leg.memory.cursor for leg in self.legs.values() if not leg.memory.lost]
         await asyncio.to_thread(self._store_state)

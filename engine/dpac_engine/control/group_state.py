@@ -43,6 +43,8 @@ class GroupState(msgspec.Struct):
     sequence: int = 0
     scan_lsn: int = 0
     """Everything before it is in the volumes' files and the directories' indexes, durably."""
+    scan_incarnation: int = 0
+    """The earliest incarnation whose records may lie from `scan_lsn` on; older ones there are stale."""
     stamp: int = 0
     members: dict[int, MemberMemory] = {}
     legs: dict[str, LegMemory] = {}

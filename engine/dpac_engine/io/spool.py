@@ -9,6 +9,7 @@ waits for a disk.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import mmap
@@ -22,6 +23,7 @@ from typing import NamedTuple
 from dpac_api.errors import Corruption
 from dpac_engine.core import records
 from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind
+from dpac_engine.io.files import sync_folder
 
 FILE_BYTES = 32 * 2**20
 IOV_MAX = 1024
@@ -95,14 +97,15 @@ class Spool:
         self._wake = threading.Condition()
         self._stopping = False
         self._error: OSError | None = None
+        self._renamed = True
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.spool"):
             index = int(path.stem, 16)
-            if index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES:
+            if _is_whole(path) and (index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES):
                 self._files[index] = _File(path, index)
-        self._spares = sorted(folder.glob("*.spare"))
+        self._spares = sorted(path for path in folder.glob("*.spare") if _is_whole(path))
         self._sync_all()
-        self._file = self._open(head_lsn // FILE_BYTES)
+        self._open(head_lsn // FILE_BYTES)
         self._thread = threading.Thread(target=self._commit, name=f"commit-{folder.parent.name[:8]}", daemon=True)
         self._thread.start()
 
@@ -111,8 +114,19 @@ class Spool:
     def append(self, entries: Sequence[Entry]) -> list[int]:
         """Append records in order; returns the LSN of each. They are in the page cache when this returns.
 
-        Raises the OSError of a disk that is full or broken; then none of them counts.
+        Raises the OSError of a disk that is full or broken; then none of them counts, and the journal has failed.
         """
+        try:
+            lsns, head_lsn = self._append(entries)
+        except OSError as error:
+            self._void_head()
+            self._call(partial(self._settle, 0, error))
+            raise
+        self.head_lsn = head_lsn
+        return lsns
+
+    def _append(self, entries: Sequence[Entry]) -> tuple[list[int], int]:
+        # The head moves only once all of it is written: the commit thread and readers trust what lies before it.
         lsns: list[int] = []
         iov: list[bytes | memoryview] = []
         lsn = start = self.head_lsn
@@ -123,9 +137,10 @@ class Spool:
             stored = (HEADER_BYTES + len(payload) + 63) & -64
             if lsn + stored > room_end:
                 self._write(iov, start)
-                start = lsn = self._turn(lsn, room_end, stamp)
+                self._pad(lsn, room_end, stamp)
+                start = lsn = room_end
                 iov = []
-                room_end = lsn + FILE_BYTES
+                room_end += FILE_BYTES
             iov.append(
                 records.encode_header(
                     kind, flags, incarnation, member, lsn, offset, length, stamp, shard_tag, epoch, payload
@@ -139,32 +154,37 @@ class Spool:
             lsns.append(lsn)
             lsn += stored
         self._write(iov, start)
-        self.head_lsn = lsn
-        return lsns
+        return lsns, lsn
 
     def _write(self, iov: list[bytes | memoryview], lsn: int) -> None:
-        at = lsn % FILE_BYTES
+        if not iov:
+            return
+        file, at = self._open(lsn // FILE_BYTES), lsn % FILE_BYTES
         for begin in range(0, len(iov), IOV_MAX):
             batch = iov[begin : begin + IOV_MAX]
             wanted = sum(map(len, batch))
-            written = os.pwritev(self._file.fd, batch, at)
+            written = os.pwritev(file.fd, batch, at)
             if written != wanted:
                 rest = memoryview(b"".join(batch))[written:]
                 while rest:
-                    rest = rest[os.pwrite(self._file.fd, rest, at + wanted - len(rest)) :]
+                    rest = rest[os.pwrite(file.fd, rest, at + wanted - len(rest)) :]
             at += wanted
 
-    def _turn(self, lsn: int, room_end: int, stamp: int) -> int:
-        """Fill the file's end with a pad record and go on in the next file."""
+    def _pad(self, lsn: int, room_end: int, stamp: int) -> None:
+        """Fill the file's end with a pad record, if there is room left in it."""
         if lsn < room_end:
             shard_tag, epoch, incarnation = self._identity
             pad = records.encode_header(
                 Kind.PAD, 0, incarnation, 0, lsn, 0, room_end - lsn, stamp, shard_tag, epoch, b""
             )
-            os.pwrite(self._file.fd, pad, lsn % FILE_BYTES)
-        self._file = self._open(room_end // FILE_BYTES)
-        self.head_lsn = room_end
-        return room_end
+            self._write([pad], lsn)
+
+    def _void_head(self) -> None:
+        # Whatever of a failed append was written must not be found by a scan.
+        file = self._files.get(self.head_lsn // FILE_BYTES)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(file.fd, bytes(HEADER_BYTES), self.head_lsn % FILE_BYTES)
 
     def _open(self, index: int) -> _File:
         if index not in self._files:
@@ -173,6 +193,7 @@ class Spool:
                 os.replace(self._spares.pop(), path)
             else:
                 _allocate(path)
+            self._renamed = True
             self._files[index] = _File(path, index)
         return self._files[index]
 
@@ -198,6 +219,9 @@ class Spool:
                     return
             head = self.head_lsn
             try:
+                if self._renamed:  # set before the head moved into the new file
+                    self._renamed = False
+                    sync_folder(self._folder)
                 for index in range(durable // FILE_BYTES, (head - 1) // FILE_BYTES + 1):
                     os.fdatasync(self._files[index].fd)
             except OSError as error:
@@ -210,11 +234,12 @@ class Spool:
 
     def _settle(self, durable: int, error: OSError | None) -> None:
         if error is not None:
-            self._error = error
+            first, self._error = self._error is None, self._error or error
             waiting, self._waiters = self._waiters, []
             for _, _, done in waiting:
                 done(error)
-            self._failed(error)
+            if first:
+                self._failed(error)
             return
         self.durable_lsn = max(self.durable_lsn, durable)
         while self._waiters and self._waiters[0][0] <= self.durable_lsn:
@@ -292,6 +317,11 @@ class Spool:
             file.close()
 
 
+def _is_whole(path: Path) -> bool:
+    # A crash may have left a file that was just being made.
+    return path.stat().st_size == FILE_BYTES
+
+
 def _allocate(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -299,20 +329,16 @@ def _allocate(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
-def scan(folder: Path, from_lsn: int, shard_tag: int) -> Iterator[tuple[Header, memoryview]]:
+def scan(folder: Path, from_lsn: int, shard_tag: int, incarnation: int) -> Iterator[tuple[Header, memoryview]]:
     """The records that lie in a closed spool from `from_lsn` to the end of the stream, padding left out.
 
-    The end is the first record that is none, another's, damaged, or of an earlier incarnation than the one before it.
-    The caller takes the last record's `next_lsn` as the head.
+    The end is the first record that is none, another's, damaged, or of an earlier incarnation than the one before it;
+    for the first record that is `incarnation`, the earliest that may lie at `from_lsn`. The caller takes the last record's `next_lsn` as the head.
     """
-    lsn, incarnation = from_lsn, 0
+    lsn = from_lsn
     file: _File | None = None
     while True:
         index = lsn // FILE_BYTES
@@ -320,7 +346,7 @@ def scan(folder: Path, from_lsn: int, shard_tag: int) -> Iterator[tuple[Header, 
             if file is not None:
                 file.close()
             path = folder / f"{index:016x}.spool"
-            if not path.exists() or path.stat().st_size != FILE_BYTES:
+            if not path.exists() or not _is_whole(path):
                 return
             file = _File(path, index)
         header = records.decode_header(file.view, lsn % FILE_BYTES)
