@@ -13,7 +13,7 @@ from dpac_api.errors import Corruption
 from dpac_engine.core import entries
 from dpac_engine.core.records import Keyspace
 from tests.directories.journal import Cut, FoldingJournal
-from tests.directories.members import member_of, running
+from tests.directories.members import member_of, running, until
 from tests.directories.trees import picture
 
 
@@ -91,6 +91,26 @@ def test_a_restart_reads_nothing_that_did_not_change(root: Path) -> None:
         assert len(journal.runs) == runs
 
     asyncio.run(run())
+
+
+def test_a_stop_abandons_a_long_capture_and_the_next_start_goes_on(root: Path) -> None:
+    """Stopping does not wait for gigabytes to be read; chunks that were put ahead are not put again."""
+    (root / "huge").write_bytes(random.Random(2).randbytes(40 * 2**20))
+    journal = FoldingJournal()
+
+    async def run() -> None:
+        member = member_of(root, journal, root.parent / "member")
+        await member.start()
+        await until(lambda: journal.runs, "chunks are put ahead")
+        await member.stop()
+        assert not journal.fold.entries
+        again = member_of(root, journal, root.parent / "member")
+        await again.capture(full=True)
+        await again.stop()
+
+    asyncio.run(run())
+    assert_restores(journal, root, "restored")
+    assert journal.bytes_put() == 5 + 50 * 2**20
 
 
 def test_a_reset_puts_everything_again(root: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -100,6 +101,8 @@ class Capture:
         """Paths whose newest state is not in the journal -> until when what is in it was the newest."""
         self.seedings: list[set[bytes]] = []
         """Chunk sets of seedings under way: what is put into the journal reaches their targets by itself."""
+        self.stopping = threading.Event()
+        """Set, it makes the capture under way end early, as Abandoned; what it put ahead is found again later."""
         self._path = path
         self._journal = journal
         self._clock = clock
@@ -164,7 +167,14 @@ class Capture:
             tree.forget()
             known = self.index if seeding is None else seeding.has
             reader = Reader(
-                tree, self._path, self.index.rows, known, self._blueprint, self._scratch / "copy", started_ns
+                tree,
+                self._path,
+                self.index.rows,
+                known,
+                self._blueprint,
+                self._scratch / "copy",
+                started_ns,
+                self.stopping,
             )
             return _Work(tree, root, difference, reader, reader.read(difference.changed), hints is None)
         except BaseException:

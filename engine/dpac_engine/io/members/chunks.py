@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Container, Generator
 from typing import NamedTuple
@@ -24,6 +25,10 @@ class Moved(Exception):
     """The file changed while it was read."""
 
 
+class Abandoned(Exception):
+    """The member stops: what was read so far is dropped."""
+
+
 class Content(NamedTuple):
     """What an entry says of a file's content."""
 
@@ -35,14 +40,17 @@ class Content(NamedTuple):
 class ChunkSink:
     """Collects the chunks that are new: neither `known` to the journal nor met before in this capture."""
 
-    def __init__(self, known: Container[bytes]) -> None:
+    def __init__(self, known: Container[bytes], stopping: threading.Event | None = None) -> None:
         self._known = known
+        self._stopping = stopping
         self._met: set[bytes] = set()
         self._waiting: list[Chunk] = []
         self._waiting_bytes = 0
 
     def add(self, content: bytes) -> bytes:
-        """The chunk's hash."""
+        """The chunk's hash. Abandoned if the member stops."""
+        if self._stopping is not None and self._stopping.is_set():
+            raise Abandoned
         digest = digest_of(content)
         if digest not in self._met and digest not in self._known:
             self._met.add(digest)

@@ -24,6 +24,7 @@ from dpac_engine.core.records import KeyChange
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.members import seed
 from dpac_engine.io.members.capture import Capture, RootGone, Seeding
+from dpac_engine.io.members.chunks import Abandoned
 from dpac_engine.io.members.tree_index import Root, TreeIndex
 from dpac_engine.io.members.watch import TreeWatch
 
@@ -132,7 +133,8 @@ class DirectoryMember:
         self._loop_task = asyncio.create_task(self._run(), name=f"directory {self.path}")
 
     async def stop(self) -> None:
-        """End after the capture under way, if any. What was captured is in the journal and the index."""
+        """End; a capture under way is abandoned, unless it is about to end. What was captured is in journal and index."""
+        self._capture.stopping.set()
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
@@ -329,6 +331,8 @@ class DirectoryMember:
             self._stop_watching()
             self._scan_all = True
             raise Temporary(f"{error}. Bring it back; until then the last captured state stands.") from error
+        except Abandoned as error:
+            raise Temporary(f"{self.path} is being detached. Try again once it is attached.") from error
         finally:
             took = self._now() - began
             rested = self._now() + self.settings.rest_factor * took

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Container, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ class Reader:
         blueprint: Blueprint | None,
         scratch: Path,
         now_ns: int,
+        stopping: threading.Event,
     ) -> None:
         self.outcome = Outcome()
         self._tree = tree
@@ -78,7 +80,7 @@ class Reader:
         self._blueprint = blueprint
         self._scratch = scratch
         self._now_ns = now_ns
-        self._sink = ChunkSink(known)
+        self._sink = ChunkSink(known, stopping)
         self._by_inode: dict[tuple[int, int], Row] = {}
 
     def read(self, paths: Iterable[bytes]) -> Generator[list[Chunk], None, None]:
