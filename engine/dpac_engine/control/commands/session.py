@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PAGE = 100
+RETRY_SECONDS = 10.0
+"""How long a command tries again while the backend is away."""
 _NEVER_WRAPPED = ("CHECKPOINT", "TIME", "BEGAN", "OPERATION", "MOUNT", "GROUP", "LEG", "TARGET", "RPO", "LAG", "OF")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with times in UTC; its shape is stable (docs/cli.md).")]
@@ -65,7 +67,7 @@ def client() -> Client:
     from dpac_api.resolve import resolve
 
     endpoint = resolve(chosen.site)
-    return Client(endpoint, site_uid=endpoint.site_uid)
+    return Client(endpoint, site_uid=endpoint.site_uid, retry_seconds=RETRY_SECONDS)
 
 
 @cache
