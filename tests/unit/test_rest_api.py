@@ -458,13 +458,14 @@ def test_a_selector_that_means_nothing_is_told(backend: Backend, selector: str, 
 
 
 def test_a_checkpoint_is_taken_once_for_its_request(backend: Backend) -> None:
-    """And it stands in the journal of operations."""
+    """It goes to the targets at once, and stands in the journal of operations."""
     backend.put_group()
     body = {"request_id": "checkpoint-1", "tag": "before-migration", "app": True}
     first = backend.ask("POST", "/v1/groups/shop/checkpoints", body).json()
     assert (first["id"], first["tags"], first["consistency"]) == ("ck-1-1", ["before-migration"], "app")
     assert backend.ask("POST", "/v1/groups/shop/checkpoints", body).json() == first
     assert backend.world.worker.sequence == 1
+    wait_for(lambda: any(call.startswith("ship ") for call in backend.world.worker.calls))
     (operation,) = backend.ask("GET", "/v1/operations?group=shop&kind=Checkpoint").json()
     assert (operation["phase"], operation["result"]["id"]) == ("Succeeded", "ck-1-1")
 

@@ -92,6 +92,10 @@ def _watch(site: Client, group: str | None, json: bool, limit: int, cursor: str 
         except Temporary as error:  # the backend may be restarting: keep watching
             return f"[red]{escape(error.message)}[/red]"
 
+    if not console().is_terminal:  # a log rather than a screen: one picture below the other
+        while True:
+            console().print(look())
+            time.sleep(WATCH_SECONDS)
     with Live(look(), console=console(), auto_refresh=False) as live:
         while True:
             time.sleep(WATCH_SECONDS)
