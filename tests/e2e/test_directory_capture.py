@@ -110,6 +110,34 @@ def test_what_a_killed_application_left_is_recovered_in_the_copy_only(tmp_path: 
     assert rows_in(tmp_path / "restored" / "orders.db") >= committed
 
 
+def test_a_database_beyond_the_paths_that_sqlite_opens_is_copied_too(tmp_path: Path) -> None:
+    """A path of more than 512 bytes: database and log are copied while both hold still, and recovered in the copy."""
+    root, journal = tmp_path / "tree", FoldingJournal()
+    root.mkdir()
+    with closing(sqlite3.connect(root / "orders.db")) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE item (number INTEGER)")
+        database.execute("INSERT INTO item VALUES (7)")
+        database.commit()
+        deep = root.joinpath(*["d" * 100] * 6)
+        deep.mkdir(parents=True)
+        for name in os.listdir(root):
+            if name.startswith("orders.db"):
+                (root / name).rename(deep / name)
+
+        async def run() -> None:
+            member = member_of(root, journal, tmp_path / "member", SqliteBlueprint())
+            await member.capture(full=True)
+            assert member.findings() == {}
+            await member.stop()
+
+        asyncio.run(run())
+    journal.fold.restore(tmp_path / "restored")
+    (found,) = (tmp_path / "restored").rglob("orders.db*")
+    found.rename(tmp_path / "orders.db")
+    assert rows_in(tmp_path / "orders.db") == 7
+
+
 def test_a_database_at_rest_is_copied_once(tmp_path: Path) -> None:
     """No change of database or log: no copy, no record."""
     root, journal, blueprint = tmp_path / "tree", FoldingJournal(), SqliteBlueprint()

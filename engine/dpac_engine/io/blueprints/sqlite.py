@@ -6,12 +6,14 @@ A database is known by its header, not its name. How it is read depends on who m
 * `-wal` or `-journal` left behind without its `-shm`: an application that died, or one in exclusive mode. Opening
   it in place would change the application's files, so database and log are copied, both unchanged meanwhile, and
   recovered in the scratch folder.
+* The same where SQLite cannot open it in place: beyond its 512 bytes of path, or an index this user may not write.
 * Else the backup interface reads it through a read-only connection, in one step. In WAL mode that holds a read mark
   and blocks nobody; in rollback mode it waits for a moment between two transactions, a bounded time.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -19,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 from urllib.parse import quote_from_bytes
 
 from dpac_engine.io.blueprints.blueprint import Copied, NotCovered, Unsettled
@@ -28,6 +30,7 @@ MAGIC = b"SQLite format 3\x00"
 _SUFFIXES = (b"-wal", b"-shm", b"-journal")
 _BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _UNREADABLE_CODES = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+_NO_DATABASE_CODES = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 _FORMAT_VERSION_AT = 18
 _WAL_FORMAT = 2
 
@@ -42,6 +45,10 @@ class _Files(NamedTuple):
     wal: tuple[int, ...] | None
     journal: tuple[int, ...] | None
     shm: bool
+
+
+class _NotInPlace(Exception):
+    """SQLite cannot open it where it lies: a path beyond 512 bytes, or an index this user may not write."""
 
 
 class SqliteBlueprint:
@@ -78,13 +85,18 @@ class SqliteBlueprint:
         with open(source, "rb") as database:
             wal_mode = database.read(20)[_FORMAT_VERSION_AT:] == bytes([_WAL_FORMAT] * 2)
         log = before.wal if wal_mode else before.journal
+        logs = () if log is None else (b"-wal",) if wal_mode else (b"-journal",)
         if wal_mode and log is None:
             _copy_settled(source, scratch, before, ())
         elif log is not None and log[1] > 0 and not before.shm and _left_behind(source, wal_mode):
-            _copy_settled(source, scratch, before, (b"-wal" if wal_mode else b"-journal",))
+            _copy_settled(source, scratch, before, logs)
             _recover(scratch)
         else:
-            self._back_up(source, scratch)
+            try:
+                self._back_up(source, scratch)
+            except _NotInPlace:
+                _copy_settled(source, scratch, before, logs)
+                _recover(scratch)
         stamps = (files[2] for files in (before.database, before.wal) if files is not None)
         return Copied(scratch, max(stamps))
 
@@ -124,13 +136,16 @@ def _scratch(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _raise_for(error: sqlite3.Error) -> None:
+def _raise_for(error: sqlite3.Error) -> NoReturn:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _BUSY_CODES:
         raise Unsettled(f"SQLite: {error}") from error
-    if code in _UNREADABLE_CODES or isinstance(error, sqlite3.DatabaseError):
+    if code in _UNREADABLE_CODES:
+        raise _NotInPlace from error
+    if code in _NO_DATABASE_CODES:
         raise NotCovered(f"SQLite cannot read it ({error})") from error
-    raise error
+    # A full disk below the scratch folder, for example: nothing that makes the database a plain file.
+    raise OSError(errno.EIO, f"SQLite: {error}") from error
 
 
 def _stamp(path: bytes) -> tuple[int, ...] | None:
@@ -184,7 +199,10 @@ def _recover(scratch: Path) -> None:
             copy.execute("SELECT count(*) FROM sqlite_master").fetchone()
             copy.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.Error as error:
-        _raise_for(error)
+        try:
+            _raise_for(error)
+        except _NotInPlace:
+            raise NotCovered(f"SQLite cannot open a copy of it ({error})") from error
 
 
 def _databases(root: bytes) -> Iterator[bytes]:

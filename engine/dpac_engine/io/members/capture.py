@@ -292,19 +292,25 @@ def open_root(path: Path, index: TreeIndex) -> tuple[Beneath, Root]:
         tree = Beneath(path)
     except OSError as error:
         raise RootGone(f"{path} cannot be opened ({error.strerror})") from error
-    found = os.fstat(tree.root_fd)
-    mounted = os.stat("..", dir_fd=tree.root_fd).st_dev != found.st_dev
-    root = Root(found.st_dev, found.st_ino, mounted)
+    try:
+        found = os.fstat(tree.root_fd)
+        mounted = os.stat("..", dir_fd=tree.root_fd).st_dev != found.st_dev
+        root = Root(found.st_dev, found.st_ino, mounted)
+        _check_root(path, tree, root, index)
+    except BaseException:
+        tree.close()
+        raise
+    return tree, root
+
+
+def _check_root(path: Path, tree: Beneath, root: Root, index: TreeIndex) -> None:
     before = index.root
     if before is None or len(index.rows) < 2 or (before.device, before.inode) == (root.device, root.inode):
-        return tree, root
-    if before.mounted and not mounted:
-        tree.close()
+        return
+    if before.mounted and not root.mounted:
         raise RootGone(f"{path} was a mounted file system and is not any more; mount it again")
     if not os.listdir(tree.root_fd):
-        tree.close()
         raise RootGone(f"{path} is another folder than before, and empty; if that is meant, create a file in it")
-    return tree, root
 
 
 def _below_any(path: bytes, folders: set[bytes]) -> bool:
