@@ -131,6 +131,28 @@ def build_worker(arguments: ChildArguments) -> WorkerParts:
     return WorkerParts(worker, lambda: executor.shutdown(wait=False, cancel_futures=True))
 
 
+def load_worker() -> None:
+    """Import what `build_worker`, and the groups and mounts it makes, use."""
+    from importlib import import_module
+
+    for name in (
+        "control.compaction",
+        "control.group",
+        "control.mounts",
+        "control.repositories",
+        "control.worker",
+        "io.blueprints.sqlite",
+        "io.clock",
+        "io.keys",
+        "io.members.directory",
+        "io.members.tree_restore",
+        "io.repository",
+        "io.stores.filesystem",
+        "io.stores.prefixed",
+    ):
+        import_module(f"dpac_engine.{name}")
+
+
 def build_control(arguments: ChildArguments) -> FastAPI:
     """The application of the control process; called in its event loop."""
     from importlib.metadata import version
@@ -171,7 +193,7 @@ def run_child(role: str, arguments: str) -> int:
     if role == "worker":
         from dpac_engine.control.worker_process import run_worker
 
-        return run_worker(ChildArguments.from_json(arguments), build_worker)
+        return run_worker(ChildArguments.from_json(arguments), build_worker, load_worker)
     from dpac_engine.control.control_process import run_control
 
     return run_control(ChildArguments.from_json(arguments), build_control)

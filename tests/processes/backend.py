@@ -149,6 +149,8 @@ class Load:
         self.acknowledged: dict[int, int] = {}
         """Sector -> the newest number acknowledged there."""
         self.connects = 0
+        self.connected_at = 0.0
+        """When it came through last, by time.monotonic."""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Load:
@@ -168,7 +170,7 @@ class Load:
         while not self._stop.is_set():
             try:
                 with self._backend.connect(self._export) as client:
-                    self.connects += 1
+                    self.connects, self.connected_at = self.connects + 1, time.monotonic()
                     self._write(client)
             except (OSError, AssertionError):
                 self._stop.wait(0.002)

@@ -139,7 +139,7 @@ def run_child(role: str, text: str) -> int:
             )
             return WorkerParts(worker, lambda: None)
 
-        return run_worker(arguments, build)
+        return run_worker(arguments, build, lambda: None)
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse
     from starlette.routing import Route

@@ -153,7 +153,7 @@ def test_reports_are_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.json"
     child = ChildReport(12, "serving", 3, True, "was ended by SIGKILL", 0.25)
     report = SupervisorReport(
-        11, "serving", {"worker-0": child, "control": ChildReport(None, "waiting", 0, False, "", None)}
+        11, "serving", {"worker-0": child, "control": ChildReport(None, "waiting", 0, False, "", None)}, 13
     )
     assert SupervisorReport.read(path) is None
     report.write(path)

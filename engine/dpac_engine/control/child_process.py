@@ -33,6 +33,10 @@ class ChildArguments:
     rpc_fd: int = -1
     nbd_fd: int = -1
     nbd_tcp_fd: int = -1
+    orders_fd: int = -1
+    """A worker in waiting reads here whose place it takes."""
+    lent_fds: tuple[int, ...] = ()
+    """The sockets of every worker, for one in waiting."""
     tls_cert: str | None = None
     tls_key: str | None = None
     plaintext: bool = False
@@ -41,7 +45,8 @@ class ChildArguments:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What it inherits."""
-        every = (self.tree_fd, self.ready_fd, self.rest_fd, self.rpc_fd, self.nbd_fd, self.nbd_tcp_fd)
+        own = (self.tree_fd, self.ready_fd, self.rest_fd, self.rpc_fd, self.nbd_fd, self.nbd_tcp_fd, self.orders_fd)
+        every = dict.fromkeys((*own, *self.lent_fds))
         return tuple(descriptor for descriptor in every if descriptor >= 0)
 
     @property
@@ -56,7 +61,8 @@ class ChildArguments:
     @classmethod
     def from_json(cls, text: str) -> ChildArguments:
         """What `to_json` wrote."""
-        return cls(**json.loads(text))
+        fields = json.loads(text)
+        return cls(**{**fields, "lent_fds": tuple(fields["lent_fds"])})
 
 
 def begin(arguments: ChildArguments) -> None:
@@ -67,6 +73,19 @@ def begin(arguments: ChildArguments) -> None:
     for descriptor in arguments.descriptors:
         os.set_inheritable(descriptor, False)
     faulthandler.enable()
+
+
+def stand_by(arguments: ChildArguments) -> ChildArguments:
+    """Say that everything is loaded and wait; returns whose place to take. Ends with the supervisor."""
+    os.write(arguments.ready_fd, b"s")
+    with open(arguments.orders_fd, "rb") as orders:
+        order = orders.readline()
+    if not order.endswith(b"\n"):
+        sys.exit(0)
+    chosen = ChildArguments.from_json(order.decode())
+    for descriptor in set(arguments.lent_fds) - set(chosen.descriptors):
+        os.close(descriptor)
+    return chosen
 
 
 def say_ready(arguments: ChildArguments) -> None:

@@ -26,6 +26,7 @@ from dpac_engine.control.listening import Listening, listen
 from dpac_engine.control.logs import log_to
 from dpac_engine.control.serve_options import ServeOptions
 from dpac_engine.control.site import Site, SiteLocks
+from dpac_engine.control.standby import Standby
 from dpac_engine.control.supervisor_report import ChildReport, SupervisorReport
 from dpac_engine.control.systemd import notify
 from dpac_engine.core.restarts import Restarts
@@ -35,6 +36,8 @@ ENTRY = (sys.executable, "-m", "dpac_engine.wiring")
 CONTROL_WAIT_SECONDS = 1.0
 """How long control waits for the workers at the first start."""
 CONTROL_STOP_SECONDS = 10.0
+STANDBY_DELAY_SECONDS = 1.0
+"""How long everything serves before a worker in waiting takes time from it."""
 CALM_CHECK_SECONDS = 5.0
 """How often it is looked whether a process that died again and again has calmed down."""
 WORKER_STOP_SECONDS = 25.0
@@ -62,6 +65,12 @@ class Child:
     def role(self) -> str:
         """`control` or `worker`."""
         return self.arguments.name.partition("-")[0]
+
+    @property
+    def sockets(self) -> list[int]:
+        """Those of a worker."""
+        own = (self.arguments.rpc_fd, self.arguments.nbd_fd, self.arguments.nbd_tcp_fd)
+        return [descriptor for descriptor in own if descriptor >= 0]
 
     @property
     def start_seconds(self) -> float | None:
@@ -92,7 +101,9 @@ class Supervisor:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        common = ChildArguments(
+        self._standby: Standby | None = None
+        self._standby_due_at: float | None = None
+        self._common = common = ChildArguments(
             name="control",
             data=str(site.data),
             supervisor_pid=os.getpid(),
@@ -129,11 +140,13 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         while not self._stopping:
             self._start_due()
+            self._keep_standby()
             self._report("serving")
             self._wait(self._seconds_to_next_event())
             self._reap()
         notify("STOPPING=1")
         self._report("stopping")
+        self._end_standby()
         self._stop([child for child in self._children if child.role == "control"], CONTROL_STOP_SECONDS)
         self._stop([child for child in self._children if child.role == "worker"], WORKER_STOP_SECONDS)
         self._report("stopped")
@@ -146,6 +159,8 @@ class Supervisor:
     def _wait(self, seconds: float | None) -> None:
         """Until a signal, a child's readiness, or the time has passed."""
         pipes = [child.ready for child in self._children if child.ready is not None]
+        if self._standby is not None and not self._standby.waiting:
+            pipes.append(self._standby.ready)
         readable, _, _ = select.select([self._wake_read, *pipes], [], [], seconds)
         if self._wake_read in readable:
             with suppress(BlockingIOError):
@@ -153,12 +168,16 @@ class Supervisor:
         for child in self._children:
             if child.ready in readable:
                 self._note_ready(child)
+        if self._standby is not None and self._standby.ready in readable:
+            self._standby.note_ready()
 
     def _seconds_to_next_event(self) -> float | None:
         now = time.monotonic()
         due = [child.due_at for child in self._children if child.due_at is not None]
         if any(child.restarts.crashing(now) for child in self._children):
             due.append(now + CALM_CHECK_SECONDS)
+        if self._standby_due_at is not None:
+            due.append(self._standby_due_at)
         return max(0.0, min(due) - now) if due else None
 
     # ---------------------------------------------------------------- children
@@ -170,6 +189,8 @@ class Supervisor:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
+        if child.role == "worker" and self._take_standby(child):
+            return
         child.ready, ready_write = os.pipe()
         arguments = replace(child.arguments, ready_fd=ready_write)
         try:
@@ -188,6 +209,38 @@ class Supervisor:
         finally:
             os.close(ready_write)
         child.started_at, child.ready_at, child.due_at = time.monotonic(), None, None
+
+    def _take_standby(self, child: Child) -> bool:
+        """Let the worker in waiting take this one's place; False if there is none."""
+        standby = self._standby
+        if standby is None or not standby.waiting or not standby.become(child.arguments):
+            return False
+        self._standby = None
+        child.process, child.ready = standby.process, standby.ready
+        child.started_at, child.ready_at, child.due_at = time.monotonic(), None, None
+        return True
+
+    def _keep_standby(self) -> None:
+        """Have a worker in waiting, once everything has served for a moment."""
+        now = time.monotonic()
+        if self._standby is not None and self._standby.process.poll() is not None:
+            self._end_standby()
+        if self._standby is not None or any(child.state != "serving" for child in self._children):
+            self._standby_due_at = None
+        elif self._standby_due_at is None:
+            self._standby_due_at = now + STANDBY_DELAY_SECONDS
+        elif self._standby_due_at <= now:
+            self._standby_due_at = None
+            sockets = [number for child in self._children for number in child.sockets]
+            try:
+                self._standby = Standby.start(self._entry, self._common, sockets)
+            except OSError as error:  # no memory, too many processes: it may pass
+                _log.error("no worker can be kept in waiting: %s", error)
+
+    def _end_standby(self) -> None:
+        if self._standby is not None:
+            self._standby.end()
+            self._standby = None
 
     def _note_ready(self, child: Child) -> None:
         assert child.ready is not None
@@ -248,7 +301,8 @@ class Supervisor:
     def _report(self, state: str) -> None:
         now = time.monotonic()
         children = {child.arguments.name: _seen(child, now) for child in self._children}
-        report = SupervisorReport(os.getpid(), state, children)
+        standby_pid = self._standby.process.pid if self._standby is not None and self._standby.waiting else None
+        report = SupervisorReport(os.getpid(), state, children, standby_pid)
         if report == self._reported:
             return
         self._reported = report

@@ -34,6 +34,8 @@ class SupervisorReport:
     state: str
     """`serving`, `stopping` or `stopped`."""
     children: dict[str, ChildReport]
+    standby_pid: int | None
+    """The worker in waiting; None while there is none that has loaded."""
 
     @classmethod
     def read(cls, path: Path) -> SupervisorReport | None:
@@ -41,7 +43,7 @@ class SupervisorReport:
         try:
             fields = json.loads(path.read_bytes())
             children = {name: ChildReport(**child) for name, child in fields["children"].items()}
-            return cls(int(fields["pid"]), str(fields["state"]), children)
+            return cls(int(fields["pid"]), str(fields["state"]), children, fields["standby_pid"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

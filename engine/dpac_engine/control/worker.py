@@ -225,9 +225,8 @@ class Worker:
                     await self._attach(group, assignment)
             except Exception as cause:
                 error = cause if isinstance(cause, DpacError) else _internal(cause)
-                if error is not cause:
-                    _log.exception("group %s failed", uid)
                 if group.failure is None or group.failure.message != error.message:
+                    _log.error("group %s: %s", uid, error.message, exc_info=error is not cause)
                     group.failure, group.since_ns = error, self._clock.now_ns()
                 raise error from cause
             group.failure = None
@@ -264,8 +263,7 @@ class Worker:
         group = self._groups.setdefault(uid, _Group())
         try:
             await self._converge(uid, group)
-        except DpacError as error:
-            _log.error("group %s cannot be started: %s", uid, error.message)
+        except DpacError:
             group.retry = asyncio.create_task(self._retry(uid, group), name=f"retry {uid}")
 
     async def _retry(self, uid: str, group: _Group) -> None:
