@@ -47,7 +47,10 @@ class LiveSite(Backend):
         }
         self._rest: RestClient | None = None
         self._began: dict[Path, int] = {}
-        self._options = ("--listen", "127.0.0.1:0", "--nbd-tcp", "127.0.0.1:0", "--workers", "1")
+        self._options: tuple[str, ...] = ("--listen", "127.0.0.1:0", "--nbd-tcp", "127.0.0.1:0", "--workers", "1")
+
+    def __enter__(self) -> LiveSite:
+        return self
 
     # ------------------------------------------------------------------ processes
 
