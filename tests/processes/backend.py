@@ -97,6 +97,11 @@ class Backend:
         children = {name: child.pid for name, child in report.children.items() if child.pid is not None}
         return {"supervisor": report.pid, **children}
 
+    def standby_pid(self) -> int | None:
+        """The worker in waiting that has loaded."""
+        report = SupervisorReport.read(self.site.supervisor_file)
+        return report.standby_pid if report else None
+
     def kill(self, name: str) -> int:
         """kill -9 one process; returns its pid."""
         pid = self.pids()[name]
