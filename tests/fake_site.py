@@ -93,6 +93,7 @@ class FakeSite:
     seeded: bool = True
     protected: bool = True
     conditions: list[Condition] = field(default_factory=list)
+    shipped_until: datetime = _EPOCH + timedelta(days=1)
     drill_findings: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     deleted_with: list[str | None] = field(default_factory=list)
@@ -332,6 +333,7 @@ class FakeSite:
                     seeded_fraction=1.0 if self.seeded else 0.25,
                     shipped_lsn=100,
                     latest_checkpoint="ck-1-7",
+                    latest_checkpoint_time=self.shipped_until,
                 )
                 for key, leg in group.spec.replication.items()
             },

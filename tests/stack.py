@@ -15,7 +15,9 @@ from tests.tools import require_pulumi
 class Stack:
     """One stack of a project whose program a test writes and changes."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], *, name: str = "test", project: str = "shop") -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], *, name: str = "test", project: str = "shop"
+    ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         (folder / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
@@ -54,13 +56,37 @@ class Stack:
         """`pulumi destroy`."""
         return self.stack.destroy()
 
-    def exported(self) -> str:
+    def exported(self, *, show_secrets: bool = False) -> str:
         """The text of `pulumi stack export`."""
-        return json.dumps(self.stack.export_stack().deployment)
+        return self.cli("stack", "export", *(["--show-secrets"] if show_secrets else []))
+
+    def cli(self, *arguments: str) -> str:
+        """What `pulumi ARGUMENTS` prints; raises with its output if it fails."""
+        workspace = self.stack.workspace
+        command = [*arguments, "--stack", self.stack.name, "--non-interactive"]
+        return str(workspace.pulumi_command.run(command, str(self.folder), workspace.env_vars).stdout)
+
+    def rename(self, name: str) -> None:
+        """`pulumi stack rename`."""
+        self.cli("stack", "rename", name)
+        self.stack = auto.select_stack(
+            stack_name=name,
+            work_dir=str(self.folder),
+            opts=auto.LocalWorkspaceOptions(
+                env_vars=dict(self.stack.workspace.env_vars), pulumi_command=self.stack.workspace.pulumi_command
+            ),
+        )
+
+    def configure(self, path: str, value: str) -> None:
+        """`pulumi config set --path`."""
+        self.stack.set_config(path, auto.ConfigValue(value), path=True)
 
     def resources(self) -> dict[str, dict[str, Any]]:
         """The resources in state by name."""
-        return {held["urn"].rsplit("::", 1)[1]: held for held in json.loads(self.exported()).get("resources", [])}
+        return {
+            held["urn"].rsplit("::", 1)[1]: held
+            for held in json.loads(self.exported())["deployment"].get("resources", [])
+        }
 
 
 class Step:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import ClassVar
 
 from typing_extensions import override
 
 from dpac_api.errors import NotFound, Unrecoverable
-from dpac_api.models import Checkpoint
+from dpac_api.models import Checkpoint, GroupStatus
 from dpac_provider.act import ActHandler
 from dpac_provider.handler import Made, Seen
 from dpac_provider.inputs import CheckpointInputs
@@ -17,7 +18,7 @@ from dpac_provider.values import Properties
 class CheckpointHandler(ActHandler[CheckpointInputs]):
     """A checkpoint taken in create; id `checkpoint/GROUP/CHECKPOINT`. Deleting it does nothing to data.
 
-    Once retention has dropped it, `available` is false and it stays in state: another one, taken now, would not be
+    Once every target has dropped it, `available` is false and it stays in state: another one, taken now, would not be
     what was asked for. It is gone when its group is.
     """
 
@@ -44,8 +45,16 @@ class CheckpointHandler(ActHandler[CheckpointInputs]):
         try:
             facts = {**_facts(client.checkpoint(outputs["group"], outputs["checkpoint"])), "available": True}
         except (NotFound, Unrecoverable):
-            facts = {"available": False}
+            # Not at any target: on its way there still, or dropped again.
+            facts = {"available": False} if _is_past(client.group_status(outputs["group"]), outputs) else {}
         return Seen({**outputs, **facts}, self._declared(outputs))
+
+
+def _is_past(status: GroupStatus, outputs: Properties) -> bool:
+    """Whether every leg has shipped beyond a checkpoint."""
+    taken = datetime.fromisoformat(outputs["time"])
+    newest = [leg.latest_checkpoint_time for leg in status.legs.values()]
+    return bool(newest) and all(time is not None and time > taken for time in newest)
 
 
 def _facts(taken: Checkpoint) -> Properties:

@@ -104,8 +104,10 @@ class DrillProvider(ResourceProvider):
 
 
 def explain(error: DpacError) -> str:
-    """What Pulumi shows for an error of dpac."""
-    return f"{error.property_path}: {error.message}" if error.property_path else error.message
+    """What Pulumi shows for an error of dpac; the backend's `spec.members` are the program's `members`."""
+    if error.property_path is None:
+        return error.message
+    return f"{error.property_path.removeprefix('spec.')}: {error.message}"
 
 
 def _report_errors_without_traceback() -> None:

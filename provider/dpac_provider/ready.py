@@ -71,7 +71,7 @@ class ReadyHandler(ActHandler[ReadyInputs]):
             except Temporary as error:
                 trouble = error.message
             if self._monotonic() >= deadline:
-                raise TimedOut(_what_is_missing(wanted, group, status, trouble), property_path="timeout")
+                raise TimedOut(_what_is_missing(wanted, group, status, trouble))
             self._sleep(POLL_SECONDS)
 
 
@@ -80,22 +80,30 @@ def _what_is_missing(wanted: ReadyInputs, group: Group | None, status: GroupStat
     if group is not None and status is not None:
         if status.observed_generation < group.generation:
             lacking.append("the site has not taken up the group's newest declaration yet")
-        lacking += _lacking(status, wanted.until)
-    details = "; ".join(lacking) or "its site does not say why"
+        if wanted.until == "protected" and not group.spec.replication:
+            lacking.append("it has no leg; add one to `replication`")
+        lacking += _lacking_members(status) + _lacking_legs(status, wanted.until)
+        lacking += _telling_conditions(status, said=" ".join(lacking))
+    details = "; ".join(part.rstrip(".") for part in lacking) or "its site does not say why"
     return (
         f"Group {wanted.group!r} is not {wanted.until} after {wanted.timeout}: {details}. The group is declared and goes on; "
         f"see `dpac status {wanted.group}`, and run `pulumi up` again."
     )
 
 
-def _lacking(status: GroupStatus, until: str) -> list[str]:
+def _lacking_members(status: GroupStatus) -> list[str]:
     lacking = []
     for name, member in status.members.items():
         if not member.seeded or member.state != "Attached":
-            said = f" ({member.message})" if member.message else ""
+            said = f" ({member.message.rstrip('.')})" if member.message else ""
             lacking.append(f"member {name} is {member.state}{'' if member.seeded else ', not seeded'}{said}")
+    return lacking
+
+
+def _lacking_legs(status: GroupStatus, until: str) -> list[str]:
+    lacking = []
     for name, leg in status.legs.items():
-        said = f" ({leg.message})" if leg.message else ""
+        said = f" ({leg.message.rstrip('.')})" if leg.message else ""
         if leg.seeded_fraction < 1:
             lacking.append(f"leg {name} to {leg.target} has {leg.seeded_fraction:.0%} of the first copy{said}")
         elif until == "protected" and leg.latest_checkpoint is None:
@@ -104,9 +112,13 @@ def _lacking(status: GroupStatus, until: str) -> list[str]:
             lacking.append(
                 f"leg {name} to {leg.target} lags {leg.lag_seconds:.0f}s, its RPO is {leg.rpo_seconds:g}s{said}"
             )
-    if until == "protected" and not status.legs:
-        lacking.append("it has no leg; add one to `replication`")
-    lacking += [
-        f"{held.type} ({held.subject}): {held.message}" for held in status.conditions if held.severity != "info"
-    ]
     return lacking
+
+
+def _telling_conditions(status: GroupStatus, *, said: str) -> list[str]:
+    """Conditions that may be why, apart from what was said already."""
+    return [
+        f"{held.type} ({held.subject}): {held.message}"
+        for held in status.conditions
+        if held.severity != "info" and held.type != "KeyNotEscrowed" and held.message.rstrip(".") not in said
+    ]

@@ -147,5 +147,6 @@ def test_an_error_of_dpac_is_reported_as_its_message_and_any_other_as_a_tracebac
 
 
 def test_the_property_is_part_of_the_message() -> None:
-    """Where the backend names one."""
-    assert explain(Invalid("is missing", property_path="members.disk.path")) == "members.disk.path: is missing"
+    """Where the backend names one, as the program calls it."""
+    assert explain(Invalid("is missing", property_path="spec.members.disk.path")) == "members.disk.path: is missing"
+    assert explain(Invalid("is missing")) == "is missing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -396,12 +397,20 @@ def test_a_checkpoint_is_taken_in_create_and_recognised_later(
 
 
 def test_a_checkpoint_that_aged_out_is_not_taken_again(group: GroupHandler, site: FakeSite, connect: Connect) -> None:
-    """One taken now is not the one from before the migration; it goes only with its group."""
+    """One taken now is not the one from before the migration; one still on its way is not taken for dropped."""
     group.create(_checked(group, GROUP))
     checkpoint = CheckpointHandler(connect)
     inputs = _checked(checkpoint, {"group": "shop", "tag": "before-v7"})
     made = checkpoint.create(inputs)
     site.checkpoints.clear()
+    taken = datetime.fromisoformat(made.outputs["time"])
+
+    site.shipped_until = taken - timedelta(seconds=1)
+    on_its_way = checkpoint.read(made.id, made.outputs)
+    assert on_its_way is not None
+    assert on_its_way.outputs == made.outputs
+
+    site.shipped_until = taken + timedelta(seconds=1)
     seen = checkpoint.read(made.id, made.outputs)
     assert seen is not None
     assert seen.outputs["available"] is False
