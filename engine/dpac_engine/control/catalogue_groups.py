@@ -19,9 +19,9 @@ from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, MountRow, OperationRow, VerificationRow
 from dpac_engine.control.catalogue_targets import (
     legs_of,
-    list_targets,
     member_claims,
     target_claims,
+    target_names,
     target_spec,
     targets_of,
 )
@@ -161,15 +161,16 @@ def put_group(session: Session, name: str, put: PutGroup, host: Host, now: datet
 
 
 def _check_spec(session: Session, name: str, spec: GroupSpec, before: GroupSpec | None, host: Host) -> None:
-    _check_legs(session, spec, host)
+    _check_legs(session, spec)
     for member, wanted in spec.members.items():
         check_member(f"spec.members.{member}", wanted, before.members.get(member) if before else None)
-    claims = [claim for claim in member_claims(session) if claim.group != name]
+    paths = [real_path(wanted.path) for wanted in spec.members.values()]
+    claims = [claim for claim in member_claims(session, paths) if claim.group != name]
     check_overlaps(spec.members, host.data, target_claims(session), claims)
 
 
-def _check_legs(session: Session, spec: GroupSpec, host: Host) -> None:
-    known = {target.name for target in list_targets(session, host.site.site_uid)}
+def _check_legs(session: Session, spec: GroupSpec) -> None:
+    known = target_names(session)
     legs: dict[str, str] = {}
     for leg, wanted in spec.replication.items():
         where = f"spec.replication.{leg}.target"
@@ -224,7 +225,7 @@ def _declare(row: GroupRow, spec: GroupSpec) -> None:
     if (row.spec, row.lifecycle) == (wanted, "active"):
         return
     legs = {leg.target for leg in spec.replication.values()}
-    had = {*row.targets_past, *(legs_of(row) if row.spec else [])}
+    had = {*row.targets_past, *(legs_of(row.spec) if row.spec else [])}
     row.targets_past = sorted(had - legs)
     row.spec, row.lifecycle, row.expires_at = wanted, "active", None
     row.generation += 1

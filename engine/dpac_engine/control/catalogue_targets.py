@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import select
@@ -36,6 +38,12 @@ def target_spec(session: Session, name: str) -> TargetSpec | None:
     """A target's spec, retired ones included, since recovery points lie there; None if it is unknown."""
     row = _row(session, name)
     return None if row is None else FilesystemTargetSpec.model_validate(row.spec)
+
+
+def all_target_specs(session: Session) -> dict[str, TargetSpec]:
+    """Target name -> spec, retired ones included."""
+    rows = session.execute(select(TargetRow.name, TargetRow.spec))
+    return {name: FilesystemTargetSpec.model_validate(spec) for name, spec in rows}
 
 
 def put_target(session: Session, name: str, put: PutTarget, *, data: Path, site_uid: str, now: datetime) -> Target:
@@ -101,13 +109,14 @@ def target_claims(session: Session, *, apart_from: str = "") -> list[Claim]:
     return [Claim(row.path_real, f"target {row.name!r}", True) for row in rows]
 
 
-def member_claims(session: Session) -> list[Claim]:
-    """The paths of all present members of active groups."""
-    rows = session.execute(
+def member_claims(session: Session, paths: Iterable[str] | None = None) -> list[Claim]:
+    """The (real) paths of all present members of active groups; only those of `paths` where that is given."""
+    query = (
         select(MemberRow.path_real, MemberRow.name, GroupRow.name, MemberRow.kind)
         .join(GroupRow, GroupRow.uid == MemberRow.group_uid)
         .where(GroupRow.lifecycle == "active", MemberRow.removed.is_(False))
     )
+    rows = session.execute(query if paths is None else query.where(MemberRow.path_real.in_(list(paths))))
     return [
         Claim(path, f"member {member!r} of group {group!r}", kind == "directory", group)
         for path, member, group, kind in rows
@@ -117,29 +126,36 @@ def member_claims(session: Session) -> list[Claim]:
 def _users(session: Session) -> dict[str, list[str]]:
     """Target name -> active groups with a leg to it."""
     found: dict[str, list[str]] = {}
-    for row in session.scalars(select(GroupRow).where(GroupRow.lifecycle == "active").order_by(GroupRow.name)):
-        for target in legs_of(row):
-            found.setdefault(target, []).append(row.name)
+    active = select(GroupRow.name, GroupRow.spec).where(GroupRow.lifecycle == "active")
+    for name, spec in session.execute(active.order_by(GroupRow.name)):
+        for target in legs_of(spec):
+            found.setdefault(target, []).append(name)
     return found
 
 
 def _holders(session: Session) -> dict[str, list[str]]:
     """Target name -> groups, deleted ones too, whose recovery points may lie there."""
     found: dict[str, list[str]] = {}
-    for row in session.scalars(select(GroupRow).order_by(GroupRow.name)):
-        for target in targets_of(row):
-            found.setdefault(target, []).append(row.name)
+    rows = session.execute(select(GroupRow.name, GroupRow.spec, GroupRow.targets_past).order_by(GroupRow.name))
+    for name, spec, past in rows:
+        for target in [*legs_of(spec), *past]:
+            found.setdefault(target, []).append(name)
     return found
 
 
-def legs_of(row: GroupRow) -> list[str]:
+def legs_of(spec: dict[str, Any]) -> list[str]:
     """The targets that a group's legs name, in the order of the legs."""
-    return [leg["target"] for leg in row.spec["replication"].values()]
+    return [leg["target"] for leg in spec["replication"].values()]
 
 
 def targets_of(row: GroupRow) -> list[str]:
     """The targets at which recovery points of the group may lie: of its legs, then of legs it had."""
-    return [*legs_of(row), *row.targets_past]
+    return [*legs_of(row.spec), *row.targets_past]
+
+
+def target_names(session: Session) -> set[str]:
+    """The names of all targets."""
+    return set(session.scalars(select(TargetRow.name).where(TargetRow.lifecycle == "active")))
 
 
 def _row(session: Session, name: str) -> TargetRow | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -28,7 +29,7 @@ async def observe(
         status = await workers[group.worker].status(group.uid)
     except (Temporary, NotFound) as cause:
         status = _unobserved(group, cause, now)
-    conditions = [*status.conditions, *_own_conditions(group, keyring, problem, now)]
+    conditions = [*status.conditions, *await asyncio.to_thread(_own_conditions, group, keyring, problem, now)]
     legs = {
         name: leg.model_copy(update={"last_verified_checkpoint": group.verified[leg.target][1]})
         if leg.target in group.verified

@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -41,7 +42,7 @@ from dpac_engine.control.operations import Operations, RunMaker, Stage
 from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
 from dpac_engine.control.recovery import Keyring, Recovery, Signer
 from dpac_engine.control.restore import Restore
-from dpac_engine.control.timeline import GroupView, Timeline, view_group
+from dpac_engine.control.timeline import GroupView, Timeline, view_active_groups, view_group
 from dpac_engine.control.verify import Verify
 from dpac_engine.control.worker_api import WorkerApi, WorkerMount
 from dpac_engine.core.ports import Clock
@@ -49,6 +50,7 @@ from dpac_engine.core.ports import Clock
 _log = logging.getLogger(__name__)
 APPLY_SECONDS = 5.0
 """How long a put or delete waits for the worker's first attempt, so that exports exist when `pulumi up` returns."""
+STATUSES_AT_ONCE = 32
 KINDS: dict[str, RunMaker] = {"Drill": Drill, "Restore": Restore, "Verify": Verify}
 
 
@@ -105,7 +107,7 @@ class Plane:
             ),
             KINDS,
         )
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -151,15 +153,15 @@ class Plane:
 
     async def once(self, request: Request, act: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         """Do something outside the catalogue once for this request; a retry meanwhile waits for the first one."""
-        async with self._turns.setdefault(request.id, asyncio.Lock()):
-            try:
-                answer = await self.read(lambda session: recall(session, request.id, request.fingerprint))
-                if answer is None:
-                    done = await act()
-                    answer = await self.change(request, lambda _: done)
-                return dict(answer)
-            finally:
-                self._turns.pop(request.id, None)
+        turn = self._turns.get(request.id)
+        if turn is None:
+            turn = self._turns[request.id] = asyncio.Lock()  # lives as long as somebody waits for it
+        async with turn:
+            answer = await self.read(lambda session: recall(session, request.id, request.fingerprint))
+            if answer is None:
+                done = await act()
+                answer = await self.change(request, lambda _: done)
+            return dict(answer)
 
     # -------------------------------------------------------------- groups
 
@@ -170,7 +172,9 @@ class Plane:
 
     async def status(self, name: str) -> GroupStatus:
         """What changes about a group by itself."""
-        group = await self.view(name, retained=False)
+        return await self._observe(await self.view(name, retained=False))
+
+    async def _observe(self, group: GroupView) -> GroupStatus:
         problem = self.reconciler.problems.get(group.uid)
         return await observe(group, self._deps.workers, self._deps.keyring, problem, self.now())
 
@@ -366,17 +370,15 @@ class Plane:
 
     async def statuses(self) -> dict[str, GroupStatus]:
         """Every active group's status, asked for side by side."""
-        query = select(GroupRow.name).where(GroupRow.lifecycle == "active").order_by(GroupRow.name)
-        names: list[str] = await self.read(lambda session: list(session.scalars(query)))
 
-        async def one(name: str) -> tuple[str, GroupStatus] | None:
-            try:
-                return name, await self.status(name)
-            except NotFound:
-                return None  # deleted meanwhile
+        slots = asyncio.Semaphore(STATUSES_AT_ONCE)
 
-        asked: list[Coroutine[Any, Any, tuple[str, GroupStatus] | None]] = [one(name) for name in names]
-        return dict(found for found in await asyncio.gather(*asked) if found is not None)
+        async def one(group: GroupView) -> tuple[str, GroupStatus]:
+            async with slots:
+                return group.name, await self._observe(group)
+
+        groups: list[GroupView] = await self.read(view_active_groups)
+        return dict(await asyncio.gather(*(one(group) for group in groups)))
 
     async def operation_counts(self) -> Counter[tuple[str, str]]:
         """(kind, phase) -> how many operations the journal has."""

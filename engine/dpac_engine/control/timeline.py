@@ -6,7 +6,7 @@ Read from the repositories themselves: a checkpoint is listed where it can be re
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +27,8 @@ from dpac_api.models import (
 )
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.catalogue_groups import group_row, member_names, where_recovery_points_lie
-from dpac_engine.control.catalogue_schema import VerificationRow
+from dpac_engine.control.catalogue_schema import GroupRow, VerificationRow
+from dpac_engine.control.catalogue_targets import all_target_specs, targets_of
 from dpac_engine.control.recovery import MarkFilter, Recovery, Repository
 from dpac_engine.core.checkpoints import Mark, sequence_of
 
@@ -60,6 +61,23 @@ def view_group(session: Session, name: str, *, retained: bool = True) -> GroupVi
     """The group for recovery; by default deleted ones too, as long as their recovery points are retained."""
     row = group_row(session, name, retained=retained)
     verified = session.scalars(select(VerificationRow).where(VerificationRow.group_uid == row.uid))
+    return _view(row, where_recovery_points_lie(session, row), verified)
+
+
+def view_active_groups(session: Session) -> list[GroupView]:
+    """Every active group, by name; as many questions to the catalogue as for one."""
+    targets = all_target_specs(session)
+    verified: dict[str, list[VerificationRow]] = {}
+    for found in session.scalars(select(VerificationRow)):
+        verified.setdefault(found.group_uid, []).append(found)
+    rows = session.scalars(select(GroupRow).where(GroupRow.lifecycle == "active").order_by(GroupRow.name))
+    return [
+        _view(row, {name: targets[name] for name in targets_of(row) if name in targets}, verified.get(row.uid, []))
+        for row in rows
+    ]
+
+
+def _view(row: GroupRow, targets: Mapping[str, TargetSpec], verified: Iterable[VerificationRow]) -> GroupView:
     return GroupView(
         uid=row.uid,
         name=row.name,
@@ -70,7 +88,7 @@ def view_group(session: Session, name: str, *, retained: bool = True) -> GroupVi
         created=row.created,
         spec=GroupSpec.model_validate(row.spec),
         member_names=member_names(row),
-        targets=where_recovery_points_lie(session, row),
+        targets=targets,
         verified={v.target: (v.sequence, v.checkpoint, v.verified_at) for v in verified},
     )
 
