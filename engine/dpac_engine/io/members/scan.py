@@ -102,7 +102,8 @@ class Scan:
         seen = {ROOT}
         kept: set[bytes] = set()
         self._walk(b"", seen, kept)
-        self.difference.vanished = {path for path in self.captured.keys() - seen if not beneath_any(path, kept)}
+        # Step by step, not as one difference of sets: that would hold the interpreter for as long as it takes.
+        self.difference.vanished = {path for path in self.captured if path not in seen and not beneath_any(path, kept)}
         self.difference.seen = len(seen)
         return self.difference
 
