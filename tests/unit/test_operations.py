@@ -289,6 +289,8 @@ def test_an_operation_that_a_restart_interrupted_is_cleaned_up_and_failed(tmp_pa
         running = add_operation(session, "Restore", group, request, ["choose checkpoint", "write aside", "rename"], now)
         note_step(session, running.id, 1, OperationStep(name="write aside", state="running"))
         pending = add_operation(session, "Verify", group, {"target": None}, ["read copies", "report"], now)
+        marking = add_operation(session, "Checkpoint", group, {}, ["mark"], now)
+        note_step(session, marking.id, 0, OperationStep(name="mark", state="running"))
     catalogue.close()
     partial = to.parent / f".{to.name}.{running.id}.partial"
     partial.write_bytes(b"half")
@@ -299,6 +301,7 @@ def test_an_operation_that_a_restart_interrupted_is_cleaned_up_and_failed(tmp_pa
         assert ended["phase"] == "Failed"
         assert "Start it again" in ended["error"]
         assert stage.finish(pending.model_dump(mode="json"))["phase"] == "Succeeded"
+        assert "dpac checkpoints" in stage.finish(marking.model_dump(mode="json"))["error"]
     assert not partial.exists()
     assert not to.exists()
 

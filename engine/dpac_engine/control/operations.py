@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -108,7 +108,6 @@ class Operations:
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="operation")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: dict[str, Future[None]] = {}
 
     async def start(self) -> None:
         """Clean up after runs that a restart interrupted; begin those that had not begun."""
@@ -117,7 +116,7 @@ class Operations:
             if operation.phase == Phase.PENDING:
                 self.submit(operation.id)
             else:
-                self._running[operation.id] = self._pool.submit(self._abandon, operation)
+                self._pool.submit(self._abandon, operation)
 
     async def stop(self) -> None:
         """Ask the runs to stop at their next progress, and wait until they have cleaned up."""
@@ -126,8 +125,7 @@ class Operations:
 
     def submit(self, operation_id: str) -> None:
         """Begin a journalled operation as soon as a thread is free."""
-        self._running[operation_id] = self._pool.submit(self._perform, operation_id)
-        self._running[operation_id].add_done_callback(lambda _: self._running.pop(operation_id, None))
+        self._pool.submit(self._perform, operation_id)
 
     def plan(self, kind: str, group: GroupView, request: Operation) -> Sequence[str]:
         """The steps that an operation would take."""
@@ -150,13 +148,16 @@ class Operations:
 
     def _abandon(self, operation: Operation) -> None:
         message = "The backend was restarted while this ran; it was cleaned up. Start it again."
-        try:
-            with self._stage.catalogue.read() as session:
-                group = view_group(session, operation.group)
-            self._kinds[operation.kind](self._cast(group, operation)).clean_up()
-        except Exception as cause:
-            _log.exception("cleaning up %s failed", operation.id)
-            message = f"The backend was restarted while this ran, and cleaning up failed: {cause}. Start it again."
+        if operation.kind not in self._kinds:  # a checkpoint: the worker takes it, whether control lives or not
+            message = "The backend was restarted while this ran. `dpac checkpoints` shows whether it was taken."
+        else:
+            try:
+                with self._stage.catalogue.read() as session:
+                    group = view_group(session, operation.group)
+                self._kinds[operation.kind](self._cast(group, operation)).clean_up()
+            except Exception as cause:
+                _log.exception("cleaning up %s failed", operation.id)
+                message = f"The backend was restarted while this ran, and cleaning up failed: {cause}. Start it again."
         self._finish(operation.id, Phase.FAILED, operation.result, message)
 
     def _cast(self, group: GroupView, operation: Operation, progress: Callable[[str], None] = lambda _: None) -> Cast:
