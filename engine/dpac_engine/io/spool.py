@@ -30,6 +30,7 @@ IOV_MAX = 1024
 SPARE_FILES = 2
 """Recycled files kept ready, so that the append path never allocates."""
 _PADDING = bytes(ALIGNMENT_BYTES)
+_ZEROES = bytes(2**20)
 
 Call = Callable[[Callable[[], None]], object]
 """Runs a callable on the event loop's thread (`loop.call_soon_threadsafe`)."""
@@ -98,6 +99,7 @@ class Spool:
         self._stopping = False
         self._error: OSError | None = None
         self._renamed = True
+        self._sparing: threading.Thread | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.spool"):
             index = int(path.stem, 16)
@@ -246,15 +248,21 @@ class Spool:
             heapq.heappop(self._waiters)[2](None)
 
     def _make_spare(self) -> None:
-        # In the commit thread, ahead of need: when the current file is half full and no spare is at hand.
-        if not self._spares and self.head_lsn % FILE_BYTES > FILE_BYTES // 2:
+        # Ahead of need: when the current file is half full and no spare is at hand. On a thread of its own, since
+        # FLUSHes wait for the commit thread.
+        if not self._spares and self._sparing is None and self.head_lsn % FILE_BYTES > FILE_BYTES // 2:
             path = self._folder / f"new-{self.head_lsn:016x}.spare"
-            try:
-                _allocate(path)
-            except OSError:
-                path.unlink(missing_ok=True)  # the append path will meet the full disk and say so
-                return
+            self._sparing = threading.Thread(target=self._add_spare, args=(path,), name="spare", daemon=True)
+            self._sparing.start()
+
+    def _add_spare(self, path: Path) -> None:
+        try:
+            _allocate(path)
             self._spares.append(path)
+        except OSError:
+            path.unlink(missing_ok=True)  # the append path will meet the full disk and say so
+        finally:
+            self._sparing = None
 
     def _sync_all(self) -> None:
         # What an earlier life left in the page cache counts as durable only now.
@@ -312,6 +320,8 @@ class Spool:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
+        if (sparing := self._sparing) is not None:
+            sparing.join()
         self.durable_lsn = self.head_lsn if self._error is None else self.durable_lsn
         for file in self._files.values():
             file.close()
@@ -325,7 +335,10 @@ def _is_whole(path: Path) -> bool:
 def _allocate(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.posix_fallocate(descriptor, 0, FILE_BYTES)
+        # Written, not only reserved: a file system turns reserved space into written space at each fdatasync, which
+        # would cost every FLUSH a commit of its journal.
+        for at in range(0, FILE_BYTES, len(_ZEROES)):
+            os.pwrite(descriptor, _ZEROES[: FILE_BYTES - at], at)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
