@@ -10,6 +10,7 @@ waits for a disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import itertools
 import mmap
@@ -338,7 +339,9 @@ def _allocate(path: Path) -> None:
         # Written, not only reserved: a file system turns reserved space into written space at each fdatasync, which
         # would cost every FLUSH a commit of its journal.
         for at in range(0, FILE_BYTES, len(_ZEROES)):
-            os.pwrite(descriptor, _ZEROES[: FILE_BYTES - at], at)
+            piece = _ZEROES[: FILE_BYTES - at]
+            if os.pwrite(descriptor, piece, at) != len(piece):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
