@@ -7,18 +7,21 @@ import json
 import os
 import random
 import signal
+import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from dpac_api.contexts import Context, read_contexts, write_context
 from dpac_api.errors import Conflict, DpacError, Invalid
 from dpac_engine.control import serve
 from dpac_engine.control.site import Site, SiteLocks, supervisor_pid
-from tests.nbd.client import Client
+from tests.nbd.certificates import Authority
+from tests.nbd.client import ACK, Client, go, option
 from tests.nbd.serving import until
 from tests.processes.backend import Backend, Load, assignment, is_alive, put_assignment
 
@@ -266,6 +269,34 @@ def test_exports_over_tcp_listen_on_one_port_a_worker(tmp_path: Path) -> None:
         host, _, port = str(endpoint.nbd[1]["tcp"]).rpartition(":")
         with Client((host, int(port))) as client:
             assert client.enter("shop/disk").size_bytes == 2**20
+
+
+def test_tls_covers_rest_and_makes_nbd_clients_prove_themselves(tmp_path: Path) -> None:
+    """REST speaks HTTPS with the given certificate; over TCP an NBD client needs one of the authority's."""
+    authority = Authority(tmp_path)
+    authority.issue("server")
+    authority.issue("client")
+    files = {"tls_cert": "server-cert.pem", "tls_key": "server-key.pem", "tls_ca": "ca-cert.pem"}
+    options = {option: str(tmp_path / file) for option, file in files.items()}
+    with Backend(tmp_path / "data", nbd_tcp="127.0.0.1:0", **options) as backend:
+        put_assignment(tmp_path / "data" / "groups", assignment("shop"))
+        endpoint = backend.start()
+        trust = ssl.create_default_context(cafile=str(tmp_path / "ca-cert.pem"))
+        assert httpx.get(f"{endpoint.url}/healthz", verify=trust).json()["status"] == "ok"
+        address = str(endpoint.nbd[0]["tcp"])
+
+        def enter() -> int:
+            host, _, port = address.rpartition(":")
+            with Client((host, int(port))) as client:
+                client.greet()
+                assert client.ask(option(5))[-1].kind == ACK
+                client.sock = trust.wrap_socket(client.sock, server_hostname="localhost")
+                return client.ask(go("shop/disk"))[-1].kind
+
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            enter()
+        trust.load_cert_chain(tmp_path / "client-cert.pem", tmp_path / "client-key.pem")
+        assert enter() == ACK
 
 
 def test_a_deep_data_folder_still_has_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ class ChildArguments:
     """The sockets of every worker, for one in waiting."""
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_ca: str | None = None
     plaintext: bool = False
     log_files: bool = False
 

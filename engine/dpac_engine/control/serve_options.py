@@ -40,6 +40,8 @@ class ServeOptions:
     """PEM certificate chain for REST and for NBD over TCP."""
     tls_key: str | None = None
     """Its PEM private key."""
+    tls_ca: str | None = None
+    """PEM certificates of the authority that clients of NBD over TCP must have theirs from."""
     plaintext: bool = False
     """Serve addresses that other hosts reach without TLS."""
     log_files: bool = False
@@ -50,14 +52,11 @@ class ServeOptions:
         workers = default_workers() if self.workers is None else self.workers
         if not 1 <= workers <= WORKERS_MAX:
             raise Invalid(f"--workers {workers} is out of bounds; it may be from 1 to {WORKERS_MAX}.")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise Invalid("--tls-cert and --tls-key belong together. Give both, or neither.")
-        for option, file in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
-            if file is not None and not os.access(file, os.R_OK):
-                raise Invalid(f"{option} {file} cannot be read. Correct the path or its permissions.")
-        for option, text in (("--listen", self.listen), ("--nbd-tcp", self.nbd_tcp)):
-            if text is not None:
-                self._require_cover(option, Address.parse(text, option))
+        self._check_files()
+        if self.listen is not None:
+            self._check_listen(Address.parse(self.listen, "--listen"))
+        if self.nbd_tcp is not None:
+            self._check_nbd_tcp(Address.parse(self.nbd_tcp, "--nbd-tcp"))
         return ServeOptions(
             data=_absolute(self.data),
             name=self.name,
@@ -67,15 +66,34 @@ class ServeOptions:
             nbd_tcp=self.nbd_tcp,
             tls_cert=self.tls_cert and _absolute(self.tls_cert),
             tls_key=self.tls_key and _absolute(self.tls_key),
+            tls_ca=self.tls_ca and _absolute(self.tls_ca),
             plaintext=self.plaintext,
             log_files=self.log_files,
         )
 
-    def _require_cover(self, option: str, address: Address) -> None:
+    def _check_files(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise Invalid("--tls-cert and --tls-key belong together. Give both, or neither.")
+        if self.tls_ca is not None and self.tls_cert is None:
+            raise Invalid("--tls-ca checks the clients of a TLS server. Give --tls-cert and --tls-key too.")
+        for option, file in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key), ("--tls-ca", self.tls_ca)):
+            if file is not None and not os.access(file, os.R_OK):
+                raise Invalid(f"{option} {file} cannot be read. Correct the path or its permissions.")
+
+    def _check_listen(self, address: Address) -> None:
         if not (address.stays_on_this_host or self.tls_cert or self.plaintext):
             raise Invalid(
-                f"{option} {address} can be reached from other hosts, and without TLS tokens and data would cross the "
-                "network in plain. Give --tls-cert and --tls-key, use 127.0.0.1, or say --plaintext."
+                f"--listen {address} can be reached from other hosts, and without TLS tokens would cross the network "
+                "in plain. Give --tls-cert and --tls-key, use 127.0.0.1, or say --plaintext."
+            )
+
+    def _check_nbd_tcp(self, address: Address) -> None:
+        """NBD knows no tokens: a client's certificate is all that tells who it is."""
+        if not (address.stays_on_this_host or self.tls_ca or self.plaintext):
+            raise Invalid(
+                f"--nbd-tcp {address} can be reached from other hosts, and whoever reaches it may read and write every "
+                "volume. Give --tls-cert, --tls-key and --tls-ca, so that clients prove who they are; use 127.0.0.1; or "
+                "say --plaintext."
             )
 
     def to_json(self) -> str:

@@ -112,6 +112,7 @@ class Supervisor:
             ready_fd=-1,
             tls_cert=options.tls_cert,
             tls_key=options.tls_key,
+            tls_ca=options.tls_ca,
             plaintext=options.plaintext,
             log_files=options.log_files,
         )

@@ -106,6 +106,9 @@ def _listeners(arguments: ChildArguments) -> list[Listener]:
 def _tls(arguments: ChildArguments) -> ssl.SSLContext | None:
     if arguments.tls_cert is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(arguments.tls_cert, arguments.tls_key)
+    if arguments.tls_ca is not None:
+        context.load_verify_locations(arguments.tls_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
     return context

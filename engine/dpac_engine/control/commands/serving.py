@@ -38,6 +38,10 @@ def serve(
         Path | None, typer.Option("--tls-cert", help="PEM certificate chain for REST and NBD over TCP.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its PEM private key.")] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-ca", help="PEM authority that clients of NBD over TCP must have certificates of."),
+    ] = None,
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Serve addresses that other hosts reach without TLS.")
     ] = False,
@@ -56,6 +60,7 @@ def serve(
         nbd_tcp=nbd_tcp,
         tls_cert=str(tls_cert) if tls_cert else None,
         tls_key=str(tls_key) if tls_key else None,
+        tls_ca=str(tls_ca) if tls_ca else None,
         plaintext=plaintext,
         log_files=log_files,
     )
