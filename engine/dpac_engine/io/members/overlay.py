@@ -56,13 +56,14 @@ class Overlay:
             return
         self._cover(offset, first * BLOCK_BYTES - offset, -lsn, 0)
         self._cover(end * BLOCK_BYTES, offset + length - end * BLOCK_BYTES, -lsn, 0)
+        # The range first: a reader in another thread must not see a block with neither its entry nor the range.
+        self._zeroes.append((first, end, lsn))
         if end - first > len(self._blocks):
             for block in [block for block in self._blocks if first <= block < end]:
                 del self._blocks[block]
         else:
             for block in range(first, end):
                 self._blocks.pop(block, None)
-        self._zeroes.append((first, end, lsn))
 
     def _cover(self, offset: int, length: int, position: int, step: int) -> None:
         # `step` is what a sector adds to the position: its bytes in the stream, or nothing for zeroes.
@@ -128,9 +129,11 @@ class Overlay:
     def applied_write(self, offset: int, length: int, position: int) -> None:
         """The write whose bytes lie at `position` is in the volume's file now: entries that still name it go."""
         if length == BLOCK_BYTES and not offset & 4095:
-            if self._blocks.get(offset >> 12) == position:
+            entry = self._blocks.get(offset >> 12)
+            if entry == position:
                 del self._blocks[offset >> 12]
-            return
+            if not isinstance(entry, tuple):  # a tuple: part of the block was changed since, the rest still names this
+                return
         self._uncover(offset, length, position, SECTOR_BYTES)
 
     def applied_zero(self, offset: int, length: int, lsn: int) -> None:
