@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections import deque
@@ -189,6 +190,8 @@ class Group:
         self.mark()
         for member in self.members.values():
             await member.detach()
+        with contextlib.suppress(DpacError):
+            await self._wait_durable()  # so that the next start has nothing to replay
         await self._store()
         await asyncio.to_thread(self.spool.stop)
 
@@ -219,7 +222,7 @@ class Group:
                 continue
             self.members[identity.ordinal] = Member(
                 name, identity, spec, self.state, self.folder / "members" / identity.uid, self.spool, self._deps.executor,
-                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4,
+                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4, self._remember,
             )  # fmt: skip
 
     async def _drop_members(self) -> None:
@@ -296,7 +299,10 @@ class Group:
         while True:
             next_at = max(next_at + MARK_SECONDS, self._loop.time())
             await asyncio.sleep(next_at - self._loop.time())
-            self.mark()
+            try:
+                self.mark()
+            except Exception:
+                log.exception("group %s could not be marked", self.assignment.name)
             for leg in self.legs.values():
                 leg.nudge()
 
@@ -379,6 +385,13 @@ class Group:
 
     def _store_state(self) -> None:
         replace_file(self.folder / "state.json", group_state.encode(self.state))
+
+    def _remember(self) -> None:
+        # Called when the journal has just failed: its disk may be this one.
+        try:
+            self._store_state()
+        except OSError as error:
+            log.error("group %s cannot store its state: %s", self.assignment.name, error)
 
     def _hold_quota(self) -> None:
         """Near the spool's limit: first hurry the volumes, slow the clients; at the limit let the slowest leg go."""

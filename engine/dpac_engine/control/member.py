@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Protocol
@@ -117,6 +117,7 @@ class Member:
         executor: Executor,
         directory: DirectoryFactory,
         pending_max: int,
+        remember: Callable[[], None],
     ) -> None:
         self.name = name
         self.ordinal = identity.ordinal
@@ -128,6 +129,10 @@ class Member:
         self._executor = executor
         self._directory_factory = directory
         self._pending_max = pending_max
+        self._remember = remember
+        self._state = state
+        self._attaching = asyncio.Lock()
+        self._unapplied_lsn: int | None = None
         self._folder = folder
         self._found: list[tuple[Header, memoryview]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -158,11 +163,14 @@ class Member:
 
     async def attach(self) -> None:
         """Attach if it is not; a failure is kept in `error` and tried again."""
-        if self.attached:
-            return
+        async with self._attaching:
+            if not self.attached:
+                await self._attach()
+
+    async def _attach(self) -> None:
         try:
             if isinstance(self.spec, VolumeSpec):
-                await self._attach_volume(self.spec)
+                self._attach_volume(self.spec)
             else:
                 await self._attach_directory(self.spec)
             self.error, self._found = None, []
@@ -176,7 +184,7 @@ class Member:
             log.warning("member %s: %s", self.name, error.message)
         self.error = error
 
-    async def _attach_volume(self, spec: VolumeSpec) -> None:
+    def _attach_volume(self, spec: VolumeSpec) -> None:
         path = Path(spec.path)
         before = signature_of(path)
         known = self.memory.signature
@@ -187,21 +195,33 @@ class Member:
         volume = Volume(path, self.ordinal, self._spool, asyncio.get_running_loop(), self._executor, self._pending_max)
         try:
             for header, _ in self._found:
-                volume.recover(header)
+                if header.incarnation > self.memory.void_incarnation:
+                    volume.recover(header)
             size = max(volume.size_bytes, spec.size.bytes if spec.size else 0)
             if size == 0:
                 raise Invalid(f'{path} is empty and has no `size`. Give `size`, like `size="10GiB"`.')
             if known is not None and before is not None and Signature(*known) != before:
-                self.memory.content += 1  # written to while it was detached: every target seeds it anew
+                self._content_changed()  # written to while it was detached: every target seeds it anew
                 log.warning("member %s: %s was changed while it was detached", self.name, path)
             volume.resize(size)
         except BaseException:
             volume.close()
             raise
+        volume.bypassing = self._bypassing
         self.memory.signature = None
         self.memory.content_began = True
         self.volume = volume
         self._tasks = [asyncio.create_task(volume.write_behind(), name=f"write-behind-{self.name}")]
+
+    def _content_changed(self) -> None:
+        self.memory.content += 1
+        self.memory.content_lsn = self._spool.head_lsn
+
+    def _bypassing(self) -> None:
+        # From here on the file is ahead of the journal: nothing of it may be replayed, and targets need a new seed.
+        self._content_changed()
+        self.memory.void_incarnation = self._state.incarnation
+        self._remember()
 
     async def _attach_directory(self, spec: DirectorySpec) -> None:
         directory = self._directory_factory(spec, MemberJournal(self._spool, self.ordinal), self._folder)
@@ -215,13 +235,20 @@ class Member:
 
     async def detach(self) -> None:
         """Drain it: every change is in the file or the index when this returns."""
+        async with self._attaching:
+            await self._detach()
+
+    async def _detach(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         if self.volume is not None:
             volume, self.volume = self.volume, None
+            self._unapplied_lsn = min(volume.synced_lsn, volume.low_lsn)
             self.memory.signature = await volume.stop()
+            if self.memory.signature is not None:
+                self._unapplied_lsn = None
         if self.directory is not None:
             directory, self.directory = self.directory, None
             await directory.stop()
@@ -233,6 +260,8 @@ class Member:
             return self._spool.head_lsn if self.volume.bypass else self.volume.synced_lsn
         if self.directory is not None:
             return self._spool.head_lsn if self.directory.all_applied else self.directory.applied_lsn
+        if self._unapplied_lsn is not None:
+            return self._unapplied_lsn
         if self._found:
             return self._found[0][0].lsn
         return self._spool.head_lsn
@@ -253,7 +282,7 @@ class Member:
     def write_through(self) -> None:
         """The journal failed: go on without it."""
         if self.volume is not None:
-            self._tasks.append(asyncio.create_task(self.volume.write_through_from_now()))
+            self.volume.write_through_from_now()
 
     # ------------------------------------------------------------------ checkpoints and legs
 
@@ -292,7 +321,8 @@ class Member:
             memory.content,
             memory.start_lsn if memory.kind == "directory" else None,
             memory.seeded_lsn,
-            self.volume or directory,
+            self.volume if self.volume is not None and not self.volume.bypass else directory,
+            memory.content_lsn,
         )
 
     def status(self, seeded: bool) -> MemberStatus:

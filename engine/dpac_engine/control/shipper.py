@@ -47,6 +47,8 @@ class MemberInfo(NamedTuple):
     """... once the log before this LSN is there; None: not yet."""
     source: SeedSource | None
     """None while it is not attached."""
+    content_lsn: int = 0
+    """Where `content` rose: the log before it does not tell what is after it."""
 
 
 class GroupView(Protocol):
@@ -410,6 +412,9 @@ class Shipper:
         for ordinal, info in self.group.member_infos().items():
             if ordinal not in members:
                 members[ordinal] = MemberState(info.uid, info.kind, info.name, info.content, founding=state is None)
+            elif members[ordinal].is_ready and members[ordinal].content != info.content:
+                # What changed unseen is not in the log: no checkpoint from there on holds it until it is seeded anew.
+                members[ordinal] = members[ordinal].reseeding(info.content_lsn, members[ordinal].content)
         return members
 
     def _by_log(self, member: MemberState, info: MemberInfo) -> bool:

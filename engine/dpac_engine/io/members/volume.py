@@ -11,7 +11,7 @@ import fcntl
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from dpac_api.errors import Conflict, Invalid, NotFound
 from dpac_engine.core.records import HEADER_BYTES, Header, Kind
 from dpac_engine.io.holes import data_ranges, punch_hole
 from dpac_engine.io.members.overlay import Overlay
-from dpac_engine.io.nbd.export import Change, ChangeKind, Extent
+from dpac_engine.io.nbd.export import Change, ChangeKind, Extent, Stopped
 from dpac_engine.io.spool import Entry, Spool
 
 RECORD_BYTES_MAX = 4 * 2**20
@@ -56,6 +56,17 @@ class _Watch:
         self.offset, self.end, self.touched = offset, end, False
 
 
+class _Descriptor(int):
+    """An open file that is closed with the last thread that uses it: a number closed under a thread could be another
+    file's by the time it writes."""
+
+    def __del__(self) -> None:
+        os.close(self)
+
+
+_CLOSED = -1
+
+
 def signature_of(path: Path) -> Signature | None:
     """The file's signature, None if there is none."""
     try:
@@ -88,10 +99,15 @@ class Volume:
         self._overlay = Overlay()
         self._pending: deque[_Pending] = deque()
         self._in_flight_lsn: int | None = None
+        self._writing: Future[None] | None = None
+        self._batch: asyncio.Task[None] | None = None
         self.pending_bytes = 0
         self.synced_lsn = spool.head_lsn
         self.error: OSError | None = None
         self.bypass = False
+        self.bypassing: Callable[[], None] = lambda: None
+        """Called once the file has all that the journal held, before the first change that the journal will not have."""
+        self._stopped = False
         self.backpressure = False
         self._relief: list[Callable[[], None]] = []
         self._clients: list[Callable[[], None]] = []
@@ -100,7 +116,8 @@ class Volume:
         self._last_submit = 0.0
         self._urgent = False
         self._applying = asyncio.Lock()
-        self._fd, self.created = _open_locked(path)
+        descriptor, self.created = _open_locked(path)
+        self._fd: int = _Descriptor(descriptor)
         self.size_bytes = os.fstat(self._fd).st_size
 
     # ------------------------------------------------------------------ start and end
@@ -110,6 +127,7 @@ class Volume:
         if header.kind == Kind.RESIZE:
             self._set_size(header.length)
         elif header.kind in (Kind.WRITE, Kind.ZERO, Kind.TRIM):
+            self.synced_lsn = min(self.synced_lsn, header.lsn)
             self._enter(_Pending(header.lsn, header.kind, header.offset, header.length, header.lsn + HEADER_BYTES))
 
     def resize(self, size_bytes: int) -> int:
@@ -119,7 +137,8 @@ class Volume:
                 f"{self.path} has {self.size_bytes} bytes and would shrink to {size_bytes}: volumes only grow. "
                 "Raise `size`, or leave it out."
             )
-        self._spool.append([Entry(Kind.RESIZE, 0, self.ordinal, 0, size_bytes, b"")])
+        if not self.bypass:
+            self._spool.append([Entry(Kind.RESIZE, 0, self.ordinal, 0, size_bytes, b"")])
         self._set_size(size_bytes)
         return self._spool.head_lsn
 
@@ -130,26 +149,31 @@ class Volume:
 
     async def stop(self) -> Signature | None:
         """Drop clients, bring every change to the file, close it. The signature says how it was left."""
+        self._stopped = True
         for close in list(self._clients):
             close()
         self._urgent = True
-        while self._pending and self.error is None and await self._durable(self._spool.head_lsn):
+        async with self._applying:  # a batch may be under way whose waiter was cancelled
+            pass
+        while self._pending and self.error is None:
+            if not await self._durable(self._spool.head_lsn):
+                self.write_through_from_now()
+                break
             await self._apply_batch()
         if self.error is None:
             await self.sync()
-        os.close(self._fd)
+        self.close()
         return signature_of(self.path) if self.error is None else None
 
     def close(self) -> None:
         """Let go of the file as it is."""
-        os.close(self._fd)
+        self._fd = _CLOSED
 
     # ------------------------------------------------------------------ the export
 
     def submit(self, changes: Sequence[Change]) -> None:
         """See `Export.submit`."""
-        if self.error is not None:
-            raise OSError(self.error.errno, str(self.error))
+        self._check()
         if self._watches:
             self._note_touched(changes)
         if self.bypass:
@@ -163,11 +187,24 @@ class Volume:
             for at in range(0, length, RECORD_BYTES_MAX):
                 part = data[at : at + RECORD_BYTES_MAX]
                 entries.append(Entry(Kind.WRITE, 0, self.ordinal, offset + at, len(part), part))
-        lsns = self._spool.append(entries)
+        try:
+            lsns = self._spool.append(entries)
+        except OSError:
+            # The journal's disk is full or broken: that is the group's trouble, not the application's.
+            self.write_through_from_now()
+            self._check()
+            self._write_through(changes)
+            return
         for lsn, (kind_number, _, _, offset, length, _) in zip(lsns, entries, strict=True):
             self._enter(_Pending(lsn, kind_number, offset, length, lsn + HEADER_BYTES))
         self._last_submit = self._loop.time()
         self._work.set()
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise Stopped()
+        if self.error is not None:
+            raise OSError(self.error.errno, str(self.error))
 
     def _enter(self, change: _Pending) -> None:
         lsn, kind, offset, length, position = change
@@ -180,8 +217,8 @@ class Volume:
 
     def flush(self, done: Callable[[OSError | None], None]) -> None:
         """See `Export.flush`."""
-        if self.error is not None:
-            done(self.error)
+        if self.error is not None or self._stopped:
+            done(self.error or Stopped())
         elif self.bypass:
             future = self._loop.run_in_executor(self._executor, os.fdatasync, self._fd)
             future.add_done_callback(lambda outcome: done(_os_error(outcome.exception())))
@@ -189,16 +226,14 @@ class Volume:
             self._spool.when_durable(self._spool.head_lsn, lambda error: self._flushed(error, done))
 
     def _flushed(self, error: OSError | None, done: Callable[[OSError | None], None]) -> None:
-        if error is None:
-            done(None)
-        else:
+        if error is not None:
             # The journal failed under a waiting FLUSH: it is answered once the file has everything instead.
-            self._loop.create_task(self.write_through_from_now()).add_done_callback(lambda _: done(self.error))
+            self.write_through_from_now()
+        done(self.error)
 
     def read_now(self, offset: int, length: int) -> bytes | memoryview | None:
         """See `Export.read_now`."""
-        if self.error is not None:
-            raise OSError(self.error.errno, str(self.error))
+        self._check()
         if self._overlay:
             if length == 4096 and not offset & 4095:
                 position = self._overlay.block_position(offset >> 12)
@@ -347,6 +382,11 @@ class Volume:
         return await outcome
 
     async def _apply_batch(self) -> None:
+        # Who waits may be cancelled; the batch is not: its writes are under way in a thread.
+        self._batch = self._loop.create_task(self._apply_alone())
+        await asyncio.shield(self._batch)
+
+    async def _apply_alone(self) -> None:
         async with self._applying:
             await self._apply_next()
 
@@ -365,13 +405,16 @@ class Volume:
         if not batch:
             return
         try:
-            await self._loop.run_in_executor(self._executor, self._apply_blocking, batch)
+            self._writing = self._executor.submit(self._apply_blocking, batch)
+            await asyncio.wrap_future(self._writing)
         except OSError as error:
             self._pending.extendleft(reversed(batch))
             self.error = error
             return
         finally:
-            self._in_flight_lsn = None
+            self._in_flight_lsn = self._writing = None
+        if self.bypass:
+            return
         for lsn, kind, offset, length, position in batch:
             if kind == Kind.WRITE:
                 self._overlay.applied_write(offset, length, position)
@@ -415,22 +458,27 @@ class Volume:
 
     # ------------------------------------------------------------------ when the journal fails
 
-    async def write_through_from_now(self) -> None:
+    def write_through_from_now(self) -> None:
         """The journal is broken: bring all it holds to the file, sync that, and go on without it.
 
         Blocks the loop; the application waits, and sees an error only if the file fails too.
         """
-        async with self._applying:
-            self.bypass = True
-            try:
-                self._apply_blocking(list(self._pending))
-                os.fdatasync(self._fd)
-            except OSError as error:
-                self.error = error
-                return
-            self._pending.clear()
-            self.pending_bytes = 0
-            self._overlay = Overlay()
+        if self.bypass or self.error is not None:
+            return
+        try:
+            if self._writing is not None:
+                wait([self._writing])
+                self._writing.result()
+            self._apply_blocking(list(self._pending))
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self.error = error
+            return
+        self.bypassing()
+        self.bypass = True
+        self._pending.clear()
+        self.pending_bytes = 0
+        self._overlay = Overlay()
 
     def _write_through(self, changes: Sequence[Change]) -> None:
         try:
