@@ -116,11 +116,15 @@ class NoMounts:
         return {}
 
 
+def _crash_if_told(arguments: ChildArguments) -> None:
+    if (Path(arguments.data) / "rig" / f"crash-{arguments.name}").exists():
+        os._exit(3)
+
+
 def run_child(role: str, text: str) -> int:
     """A worker with groups in files, or control with nothing but `/healthz`."""
     arguments = ChildArguments.from_json(text)
-    if (Path(arguments.data) / "rig" / f"crash-{arguments.name}").exists():
-        return 3
+    _crash_if_told(arguments)
     if role == "worker":
         from dpac_engine.control.site import Site
         from dpac_engine.control.worker import Worker
@@ -128,6 +132,7 @@ def run_child(role: str, text: str) -> int:
         from dpac_engine.io.clock import SystemClock
 
         def build(arguments: ChildArguments) -> WorkerParts:
+            _crash_if_told(arguments)  # it may have been in waiting until now
             site = Site.read(Path(arguments.data))
             worker = Worker(
                 arguments.index,
