@@ -125,6 +125,8 @@ class Rig:
         self.volume = Volume(self.folder / "disk", ORDINAL, self.spool, self.loop, self.executor, 1 << 30)
         for header, _ in found:
             self.volume.recover(header)
+        self.recovered_lsn = self.spool.head_lsn
+        self.volume.resize(DEVICE_BYTES)
         self.settled_lsn = 0
 
     def submit(self) -> None:
@@ -225,9 +227,9 @@ class Rig:
         self.folder = folder
         self.open()
         if power:
-            assert self.spool.head_lsn >= self.flushed_lsn, "a flushed record is gone"
-            self.history = [change for change in self.history if change.lsn < self.spool.head_lsn]
-            self.model = bytearray(self.prefix(self.spool.head_lsn))
+            assert self.recovered_lsn >= self.flushed_lsn, "a flushed record is gone"
+            self.history = [change for change in self.history if change.lsn < self.recovered_lsn]
+            self.model = bytearray(self.prefix(self.recovered_lsn))
         same = self.volume.read_blocking(0, DEVICE_BYTES) == bytes(self.model)
         assert same, "the device is not what the journal tells"
 
@@ -247,8 +249,20 @@ async def campaign(root: Path, disk: Disk, seed: int, steps: int) -> None:
     applying: set[asyncio.Task[None]] = set()
     for _ in range(steps):
         step = chance.choices(
-            ["submit", "flush", "durable", "read", "apply", "apply aside", "remember", "kill", "power", "yield"],
-            [30, 8, 6, 12, 12, 12, 6, 2, 2, 10],
+            [
+                "submit",
+                "flush",
+                "durable",
+                "read",
+                "apply",
+                "apply all",
+                "apply aside",
+                "remember",
+                "kill",
+                "power",
+                "yield",
+            ],
+            [28, 6, 4, 10, 8, 12, 10, 6, 2, 4, 8],
         )[0]
         if step == "submit":
             rig.submit()
@@ -260,6 +274,9 @@ async def campaign(root: Path, disk: Disk, seed: int, steps: int) -> None:
             rig.check_reads()
         elif step == "apply":
             await rig.volume._apply_batch()
+        elif step == "apply all":
+            for _ in range(len(rig.volume._pending)):
+                await rig.volume._apply_batch()
         elif step == "apply aside":
             task = asyncio.create_task(rig.volume._apply_batch())
             applying.add(task)
