@@ -35,7 +35,7 @@ class Stack:
     def environment(self, **variables: str) -> None:
         """Set variables of the next commands."""
         for name, value in variables.items():
-            self.stack.workspace.set_environment_variable(name, value)
+            self.stack.workspace.env_vars[name] = value
 
     def up(self, **options: Any) -> auto.UpResult:
         """`pulumi up`; raises with the CLI's output if it fails."""

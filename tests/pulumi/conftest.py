@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,11 @@ class Shop:
                 return client.checkpoint(self.name, f"tag:{tag}").id
             except (NotFound, Unrecoverable):
                 return None
+
+    def checkpoint_times(self) -> list[datetime]:
+        """When the newest checkpoints that targets hold were taken."""
+        with self.backend.client() as client:
+            return [held.time for held in client.checkpoints(self.name, limit=200).items]
 
     def apply_by_cli(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Change the group's spec with `dpac group apply`, as a person would."""
