@@ -27,6 +27,9 @@ RECORD_BYTES_MAX = 4 * 2**20
 BATCH_BYTES = 8 * 2**20
 BATCH_RECORDS = 2048
 IDLE_SECONDS = 0.2
+POLL_SECONDS = 0.05
+PENDING_RECORDS_MAX = 32_768
+AGE_SECONDS_MAX = 2.0
 SEED_TRIES = 3
 IOV_MAX = 1024
 
@@ -47,6 +50,8 @@ class _Pending(NamedTuple):
     offset: int
     length: int
     position: int
+    at: float
+    """Event loop time of its arrival; 0 for one found in the spool."""
 
 
 class _Watch:
@@ -128,7 +133,7 @@ class Volume:
             self._set_size(header.length)
         elif header.kind in (Kind.WRITE, Kind.ZERO, Kind.TRIM):
             self.synced_lsn = min(self.synced_lsn, header.lsn)
-            self._enter(_Pending(header.lsn, header.kind, header.offset, header.length, header.lsn + HEADER_BYTES))
+            self._enter(_Pending(header.lsn, header.kind, header.offset, header.length, header.lsn + HEADER_BYTES, 0.0))
 
     def resize(self, size_bytes: int) -> int:
         """Record the device's size, grown if it is smaller; returns the LSN after the record. Never shrinks."""
@@ -195,9 +200,9 @@ class Volume:
             self._check()
             self._write_through(changes)
             return
+        now = self._last_submit = self._loop.time()
         for lsn, (kind_number, _, _, offset, length, _) in zip(lsns, entries, strict=True):
-            self._enter(_Pending(lsn, kind_number, offset, length, lsn + HEADER_BYTES))
-        self._last_submit = self._loop.time()
+            self._enter(_Pending(lsn, kind_number, offset, length, lsn + HEADER_BYTES, now))
         self._work.set()
 
     def _check(self) -> None:
@@ -207,7 +212,7 @@ class Volume:
             raise OSError(self.error.errno, str(self.error))
 
     def _enter(self, change: _Pending) -> None:
-        lsn, kind, offset, length, position = change
+        lsn, kind, offset, length, position, _ = change
         if kind == Kind.WRITE:
             self._overlay.write(offset, length, position)
             self.pending_bytes += length
@@ -337,7 +342,7 @@ class Volume:
                 self._work.clear()
                 await self._work.wait()
             if not self._pressing:
-                await self._pause()
+                await asyncio.sleep(POLL_SECONDS)
                 continue
             if self._pending and not await self._durable(self._pending[0].lsn + 1):
                 self._work.clear()
@@ -348,22 +353,15 @@ class Volume:
 
     @property
     def _pressing(self) -> bool:
+        # Many changes or old ones would make a restart long: it enters each of them in the overlay again.
+        now = self._loop.time()
         return (
             self._urgent
             or self.pending_bytes > self._pending_max // 2
-            or self._loop.time() - self._last_submit > IDLE_SECONDS
+            or len(self._pending) > PENDING_RECORDS_MAX
+            or now - self._last_submit > IDLE_SECONDS
+            or (bool(self._pending) and now - self._pending[0].at > AGE_SECONDS_MAX)
         )
-
-    async def _pause(self) -> None:
-        self._work.clear()
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                await self._work.wait()
-                while not self._pressing:
-                    self._work.clear()
-                    await self._work.wait()
-        except TimeoutError:
-            return
 
     def hurry(self) -> None:
         """Bring everything to the file without waiting for a pause: the spool needs its space."""
@@ -415,7 +413,7 @@ class Volume:
             self._in_flight_lsn = self._writing = None
         if self.bypass:
             return
-        for lsn, kind, offset, length, position in batch:
+        for lsn, kind, offset, length, position, _ in batch:
             if kind == Kind.WRITE:
                 self._overlay.applied_write(offset, length, position)
             else:
@@ -426,7 +424,7 @@ class Volume:
         # Runs of changes that continue each other on the device go in one call; order is kept throughout.
         run: list[memoryview] = []
         run_offset = run_end = -1
-        for _, kind, offset, length, position in batch:
+        for _, kind, offset, length, position, _ in batch:
             if kind != Kind.WRITE or offset != run_end or len(run) >= IOV_MAX:
                 _pwritev(self._fd, run, run_offset)
                 run, run_offset, run_end = [], offset, offset
