@@ -141,7 +141,8 @@ class Unrecoverable(DpacError):
 
 
 def _tree(root: type[DpacError]) -> dict[str, type[DpacError]]:
-    found = {root.code: root}
+    # A subclass without a code of its own is somebody's private refinement: on the wire it is its parent.
+    found = {root.code: root} if "code" in vars(root) else {}
     for child in root.__subclasses__():
         found.update(_tree(child))
     return found
