@@ -49,6 +49,7 @@ from dpac_api.resolve import Endpoint
 from dpac_api.transport import Transport
 
 Answer = TypeVar("Answer")
+Body = TypeVar("Body", bound=Model)
 
 CHECKPOINT_TIMEOUT_SECONDS = 300.0
 """A checkpoint is answered once it is taken, which may wait for an application to be quiesced."""
@@ -140,7 +141,7 @@ class Client:
         request_id: str | None = None,
     ) -> Target:
         """Create or change a target. Raises `Conflict` if another owner has it and `adopt` is not set."""
-        body = PutTarget(request_id=request_id or new_request_id(), owner=owner, adopt=adopt, spec=spec)
+        body = _body(PutTarget, request_id=request_id or new_request_id(), owner=owner, adopt=adopt, spec=spec)
         return self._send(Target, "PUT", f"/v1/targets/{_part(name)}", body)
 
     def delete_target(self, name: str, *, request_id: str | None = None) -> None:
@@ -171,7 +172,7 @@ class Client:
         request_id: str | None = None,
     ) -> Group:
         """Create, change or resume a group. Raises `Conflict` if another owner has it and `adopt` is not set."""
-        body = PutGroup(request_id=request_id or new_request_id(), owner=owner, adopt=adopt, spec=spec)
+        body = _body(PutGroup, request_id=request_id or new_request_id(), owner=owner, adopt=adopt, spec=spec)
         return self._send(Group, "PUT", _group(name), body)
 
     def delete_group(
@@ -235,7 +236,7 @@ class Client:
         self, name: str, *, tag: str | None = None, app: bool = False, request_id: str | None = None
     ) -> Checkpoint:
         """Mark the group now; it is taken when this returns."""
-        body = CheckpointRequest(request_id=request_id or new_request_id(), tag=tag, app=app)
+        body = _body(CheckpointRequest, request_id=request_id or new_request_id(), tag=tag, app=app)
         return self._send(
             Checkpoint, "POST", f"{_group(name)}/checkpoints", body, timeout_seconds=CHECKPOINT_TIMEOUT_SECONDS
         )
@@ -252,7 +253,7 @@ class Client:
         request_id: str | None = None,
     ) -> Operation:
         """Begin a rehearsal of recovery; `wait` for it."""
-        body = DrillRequest(request_id=request_id or new_request_id(), at=at, target=target, rto=rto)
+        body = _body(DrillRequest, request_id=request_id or new_request_id(), at=at, target=target, rto=rto)
         return self._send(Operation, "POST", f"{_group(name)}/drills", body)
 
     def restore(
@@ -266,12 +267,14 @@ class Client:
         request_id: str | None = None,
     ) -> Operation:
         """Begin to write one member, as it was at a checkpoint, to a new path; `wait` for it."""
-        body = RestoreRequest(request_id=request_id or new_request_id(), member=member, to=to, at=at, target=target)
+        body = _body(
+            RestoreRequest, request_id=request_id or new_request_id(), member=member, to=to, at=at, target=target
+        )
         return self._send(Operation, "POST", f"{_group(name)}/restores", body)
 
     def verify(self, name: str, *, target: str | None = None, request_id: str | None = None) -> Operation:
         """Begin to read back and check what the targets hold; `wait` for it."""
-        body = VerifyRequest(request_id=request_id or new_request_id(), target=target)
+        body = _body(VerifyRequest, request_id=request_id or new_request_id(), target=target)
         return self._send(Operation, "POST", f"{_group(name)}/verifications", body)
 
     def operations(
@@ -328,7 +331,7 @@ class Client:
         request_id: str | None = None,
     ) -> Mount:
         """Open a checkpoint for use at once."""
-        body = MountRequest(request_id=request_id or new_request_id(), at=at, member=member, target=target)
+        body = _body(MountRequest, request_id=request_id or new_request_id(), at=at, member=member, target=target)
         return self._send(Mount, "POST", f"{_group(name)}/mounts", body, timeout_seconds=CHECKPOINT_TIMEOUT_SECONDS)
 
     def unmount(self, mount_id: str, *, request_id: str | None = None) -> None:
@@ -382,6 +385,19 @@ class Client:
                 f"with something else than dpac's wire format: {where}: {first['msg']}. Check the endpoint, and that client and "
                 "backend are of one release."
             ) from error
+
+
+def _body(kind: type[Body], **fields: Any) -> Body:
+    """What is sent. Raises `Invalid`, naming the argument, for a value that the wire format does not have."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        field = kind.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        meant = f" {field.description}" if field and field.description else ""
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        raise Invalid(f"{where}: {first['input']!r} cannot be used ({problem}).{meant}", property_path=where) from None
 
 
 def _part(text: str) -> str:

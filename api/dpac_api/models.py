@@ -237,7 +237,10 @@ class CheckpointRequest(Model):
     """Mark the group now."""
 
     request_id: RequestId
-    tag: Tag | None = None
+    tag: Tag | None = Field(
+        default=None,
+        description="A name to come back to: letters, digits, dots, dashes and underscores, at most 63, beginning with a letter or digit.",
+    )
     app: bool = Field(
         default=False, description="Quiesce by the members' blueprints first, so that it is application-consistent."
     )

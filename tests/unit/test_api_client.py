@@ -361,3 +361,24 @@ def test_a_name_never_climbs_out_of_its_route(client: Client, site: FakeSite, na
     with pytest.raises(Invalid):
         client.group(name)
     assert site.calls == []
+
+
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [
+        (lambda client: client.take_checkpoint("shop", tag="no spaces"), "tag"),
+        (lambda client: client.mount("shop", at="sometime"), "at"),
+        (lambda client: client.restore("shop", member="disk", to="/"), "to"),
+        (lambda client: client.restore("shop", member="disk", to="here"), "to"),
+        (lambda client: client.verify("shop", target="No Name"), "target"),
+    ],
+)
+def test_an_argument_the_wire_format_does_not_have_is_refused_by_name(
+    client: Client, site: FakeSite, call: Callable[[Client], object], path: str
+) -> None:
+    """It is a message that names the argument and says what it may be, before anything is sent."""
+    with pytest.raises(Invalid, match=f"^{path}: .* cannot be used") as caught:
+        call(client)
+    assert caught.value.property_path == path
+    assert "\n" not in caught.value.message
+    assert site.calls == []
