@@ -28,6 +28,7 @@ from dpac_api.models import (
 from dpac_engine.control import catalogue_operations as journal
 from dpac_engine.control.catalogue_targets import member_claims, target_claims
 from dpac_engine.control.host_checks import check_apart, check_restore_path
+from dpac_engine.control.moments import nanoseconds
 from dpac_engine.control.plane import Plane
 from dpac_engine.control.recovery import MarkFilter
 from dpac_engine.control.rest_access import requires
@@ -52,7 +53,10 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
     ) -> CheckpointPage:
         """Recoverable checkpoints, newest first, by what the targets hold right now."""
         group = await plane.view(name)
-        wanted = MarkFilter(parse_cursor(cursor), tag, app, _nanoseconds(before), _nanoseconds(after))
+        # A checkpoint is told to the microsecond: one told as `after` itself was not taken after it.
+        after_ns = None if after is None else _nanoseconds(after) + 999
+        before_ns = None if before is None else _nanoseconds(before)
+        wanted = MarkFilter(parse_cursor(cursor), tag, app, before_ns, after_ns)
         return await asyncio.to_thread(plane.timeline.page, group, wanted, target=target, limit=limit)
 
     @routes.get("/checkpoint-ranges", dependencies=[requires(plane, "read")])
@@ -78,11 +82,8 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
     return routes
 
 
-def _nanoseconds(moment: datetime | None) -> int | None:
-    if moment is None:
-        return None
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(aware.timestamp() * 1_000_000) * 1000
+def _nanoseconds(moment: datetime) -> int:
+    return nanoseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def operation_routes(plane: Plane) -> APIRouter:
