@@ -206,8 +206,8 @@ def _show(state: State, variables: dict[str, str]) -> None:
     print(f"""
 --- what to try next
 {dpac} status {GROUP} --watch
-{dpac} checkpoint {GROUP} --tag before-migration
-{dpac} restore {GROUP} --member orders --at latest --to {_from_here(restored)}
+{dpac} checkpoint {GROUP} --app --tag before-migration
+{dpac} restore {GROUP} --member orders --at tag:before-migration --to {_from_here(restored)}
 {python} {_from_here(QUICKSTART / "orders.py")} check {_from_here(restored / "orders.db")} --acknowledged {_from_here(state.acknowledged)}
 {dpac} mount {GROUP} --at tag:before-migration --member disk
 edit {_from_here(QUICKSTART / "__main__.py")}, then: make preview, make up
