@@ -262,7 +262,7 @@ class RepositoryReader:
 
     def _finding(self, ref: SegmentRef, error: DpacError) -> Finding:
         # Everything recovered at or after the segment's first record reads through it.
-        later = [other.marks for other in self.ranges() if other.marks and other.lsn_to >= ref.lsn_from]
+        later = [other.marks for other in self.ranges() if other.marks and other.lsn_to > ref.lsn_from]
         epoch = self._state().last.epoch
         first = checkpoints.checkpoint_id(epoch, later[0].first_sequence) if later else "none"
         last = checkpoints.checkpoint_id(epoch, later[-1].last_sequence) if later else "none"
