@@ -279,6 +279,7 @@ class Group:
             cuts={str(ordinal): cut for ordinal, cut in now_cuts.items() if cut is not None},
             app=app,
             tags=list(tags),
+            epoch=self.epochs[-1][0],
         )
         if self.spool.head_lsn > self._marked_lsn:
             self._changes.append(_Change(self.spool.head_lsn, self._changed_since_ns))

@@ -28,6 +28,8 @@ class MarkBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """Member ordinal (as text, JSON has no other keys) -> its cut."""
     app: bool = False
     tags: list[str] = []
+    epoch: int = 0
+    """The epoch in which it was made: a merged segment may hold marks of several. 0: that of its record or segment."""
 
     def encode(self) -> bytes:
         """The payload as it lies in the record."""
@@ -58,7 +60,8 @@ class Mark(msgspec.Struct, frozen=True):
 
 def decode_mark(epoch: int, lsn: int, stamp_ns: int, payload: bytes | memoryview) -> Mark:
     """The checkpoint that a mark record makes."""
-    return Mark(epoch, lsn, stamp_ns, _decode_body(payload))
+    body = _decode_body(payload)
+    return Mark(body.epoch or epoch, lsn, stamp_ns, body)
 
 
 def checkpoint_id(epoch: int, sequence: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import blake3
 import msgspec
@@ -12,6 +13,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from dpac_api.errors import Corruption, Unsupported
 
 FORMAT_VERSION = 1
+FORGET_DROPPED_NS = 7 * 86_400 * 10**9
+"""Complete manifests name what was dropped for so long; it is deleted after a day, and what is left then is found again."""
 COMPLETE_EVERY = 64
 """Each manifest whose number is a multiple of this holds the whole state."""
 
@@ -125,6 +128,15 @@ class _Envelope(msgspec.Struct):
     mac: str
 
 
+class _Head(msgspec.Struct):
+    """What must be known of a manifest of any format to authenticate it."""
+
+    format: int
+    seq: int
+    group: str
+    key_id: str
+
+
 def manifest_key(seq: int) -> str:
     """Where manifest `seq` lies."""
     return f"m/{seq:016d}"
@@ -148,23 +160,29 @@ def manifest_key_id(data: bytes) -> str:
 
 def decode_manifest(data: bytes, data_key: bytes, group_uid: str) -> Manifest:
     """The manifest; Corruption if it is damaged, forged or another group's."""
-    envelope, manifest = _parse(data)
-    if manifest.group != group_uid or envelope.mac != _mac(data_key, group_uid, envelope.body.encode()):
-        raise Corruption(f"Manifest {manifest.seq} fails its authentication: it is damaged, forged or another group's.")
-    return manifest
-
-
-def _parse(data: bytes) -> tuple[_Envelope, Manifest]:
-    try:
-        envelope = msgspec.json.decode(data, type=_Envelope)
-        manifest = msgspec.json.decode(envelope.body, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise Corruption(f"A manifest cannot be read: {error}.") from None
-    if manifest.format != FORMAT_VERSION:
+    envelope, head = _parse(data)
+    if head.group != group_uid or envelope.mac != _mac(data_key, group_uid, envelope.body.encode()):
+        raise Corruption(f"Manifest {head.seq} fails its authentication: it is damaged, forged or another group's.")
+    if head.format != FORMAT_VERSION:
         raise Unsupported(
-            f"The manifest has format {manifest.format}; this build reads {FORMAT_VERSION}. Use a newer dpac."
+            f"The manifest has format {head.format}; this build reads {FORMAT_VERSION}. Use a newer dpac."
         )
-    return envelope, manifest
+    return _decoded(envelope.body, Manifest)
+
+
+_T = TypeVar("_T")
+
+
+def _decoded(data: bytes | str, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise Corruption(f"A manifest cannot be read: {error}.") from None
+
+
+def _parse(data: bytes) -> tuple[_Envelope, _Head]:
+    envelope = _decoded(data, _Envelope)
+    return envelope, _decoded(envelope.body, _Head)
 
 
 class RepositoryState(msgspec.Struct, frozen=True):
@@ -210,8 +228,11 @@ class RepositoryState(msgspec.Struct, frozen=True):
     def complete_manifest(self, manifest: Manifest) -> Manifest:
         """`manifest` rewritten so that nothing before it is needed."""
         after = step(self, manifest)
+        dropped = [
+            (name, since) for name, since in after.dropped.items() if manifest.created - since < FORGET_DROPPED_NS
+        ]
         return msgspec.structs.replace(
-            manifest, complete=True, add=list(after.segments.values()), drop=[], dropped=list(after.dropped.items())
+            manifest, complete=True, add=list(after.segments.values()), drop=[], dropped=dropped
         )
 
 

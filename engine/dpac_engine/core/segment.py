@@ -61,6 +61,9 @@ class SegmentKind(IntEnum):
     MERGED = 3
 
 
+_KINDS = frozenset(SegmentKind)
+
+
 class Feature(IntFlag):
     """Required features: a reader that lacks one refuses the segment."""
 
@@ -138,11 +141,11 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
     if xxhash.xxh3_64_intdigest(body).to_bytes(8, "little") != data[_HEADER.size : HEADER_BYTES]:
         raise Corruption("The segment's header does not match its checksum.")
     (_, version, _, epoch, features, optional, group, shard, segment, key, repository, *rest) = _HEADER.unpack(body)
-    lsn_from, lsn_to, stamp_from, stamp_to, membership, _, kind, level, _ = rest
-    if version != FORMAT_VERSION or features & ~SUPPORTED_FEATURES:
+    lsn_from, lsn_to, stamp_from, stamp_to, membership, block_bytes, kind, level, _ = rest
+    if version != FORMAT_VERSION or features & ~SUPPORTED_FEATURES or block_bytes != BLOCK_BYTES or kind not in _KINDS:
         raise Unsupported(
-            f"The segment has format {version} and features {features:#x}; this build reads format {FORMAT_VERSION} "
-            f"and features {int(SUPPORTED_FEATURES):#x}. Use a newer dpac."
+            f"The segment has format {version}, kind {kind} and features {features:#x}; this build reads format "
+            f"{FORMAT_VERSION} and features {int(SUPPORTED_FEATURES):#x}. Use a newer dpac."
         )
     return SegmentHeader(
         group,

@@ -172,11 +172,18 @@ class RepositoryReader:
         if self.state is None:
             complete = [at for at, key in enumerate(keys) if int(key[2:]) % manifest.COMPLETE_EVERY == 0]
             keys = keys[complete[-1] :] if complete else keys
-        self.state = manifest.fold((self._manifest(key) for key in keys), self.state)
+        found = (self._manifest(key, info.repository_uid) for key in keys)
+        self.state = manifest.fold(found, self.state)
 
-    def _manifest(self, key: str) -> Manifest:
+    def _manifest(self, key: str, repository_uid: str) -> Manifest:
         data = self.store.get(key)
-        return manifest.decode_manifest(data, self._data_keys(manifest.manifest_key_id(data)), self.group_uid)
+        read = manifest.decode_manifest(data, self._data_keys(manifest.manifest_key_id(data)), self.group_uid)
+        if read.key != key or read.repository != repository_uid:
+            raise Corruption(
+                f"{key} holds manifest {read.seq} of repository {read.repository}, not of {repository_uid}: objects were "
+                "moved or mixed. Put back what lay there, or use a new target."
+            )
+        return read
 
     def spec(self) -> SpecObject:
         """The newest spec object: the group as it was declared."""
@@ -191,9 +198,9 @@ class RepositoryReader:
         return self.state
 
     def refs(self) -> list[SegmentRef]:
-        """Live segments in LSN order."""
+        """Live segments in LSN order; those of one range in the order in which they were committed."""
         segments = self.state.segments.values() if self.state else ()
-        return sorted(segments, key=lambda ref: (ref.lsn_from, ref.lsn_to, ref.name))
+        return sorted(segments, key=lambda ref: (ref.lsn_from, ref.lsn_to))
 
     def ranges(self) -> list[SegmentRef]:
         """Segments that may hold recoverable checkpoints, oldest first; their `marks` say which."""
@@ -438,7 +445,7 @@ class RepositoryWriter:
 
     def _settle(self, new: Manifest) -> None:
         # The number is taken. Ours, if a try that seemed to fail had succeeded; else another primary writes.
-        taken = self.reader._manifest(new.key)
+        taken = self.reader._manifest(new.key, new.repository)
         same = taken.writer == new.writer and [ref.name for ref in taken.add] == [ref.name for ref in new.add]
         if not same:
             raise Conflict(
