@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,16 @@ def _own_context(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
         if name not in ("DPAC_TOOLS_DIR", "DPAC_TEST_SEED"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DPAC_CONFIG_DIR", str(tmp_path_factory.mktemp("dpac-config")))
+
+
+@pytest.fixture(autouse=True)
+def _own_event_loop() -> Iterator[None]:
+    """Pulumi's mocks need a current loop, and a test that ended with `asyncio.run` leaves none."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture
