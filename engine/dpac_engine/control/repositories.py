@@ -80,9 +80,12 @@ class TargetRepository:
         ]
         damaged = {damage.object for damage in damages}
         oldest_damaged = min((ref.lsn_from for ref in self._reader.refs() if ref.name in damaged), default=None)
-        sound = (mark for mark in self._reader.marks(lambda ref: ref.name not in damaged))
-        newest = next((mark for mark in sound if oldest_damaged is None or mark.lsn <= oldest_damaged), None)
-        count = sum(run.count for run in self.ranges()) if not damages else 0
+        sound = self._reader.marks(lambda ref: ref.name not in damaged)
+        # A seed's row at an LSN is part of the checkpoint at that LSN.
+        readable = (mark for mark in sound if oldest_damaged is None or mark.lsn < oldest_damaged)
+        newest = next(readable, None)
+        whole = sum(run.count for run in self.ranges()) if not damages else 0
+        count = whole or sum(1 for _ in readable) + (newest is not None)
         return Verification(len(self._reader.refs()), done, count, damages, newest)
 
 

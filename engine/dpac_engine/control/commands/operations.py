@@ -240,7 +240,10 @@ def verify(
             _print_verification(operation.group, report)
     damaged = sum(len(report.findings) for report in reports)
     if damaged:
-        raise Corruption(f"{damaged} objects are damaged. Keep them for analysis, and recover from another target.")
+        objects = "1 object is damaged. Keep it" if damaged == 1 else f"{damaged} objects are damaged. Keep them"
+        raise Corruption(
+            f"{objects} for analysis, and recover from a checkpoint that is not affected or from another target."
+        )
     for operation in ended:
         _fail(operation)
 
@@ -253,11 +256,9 @@ def _print_verification(group: str, report: VerifyReport) -> None:
     console().print(
         f"{group}: {report.objects} objects, {size(report.bytes_read)} read, {report.checkpoints} checkpoints; proven: {through}"
     )
-    if report.findings:
-        rows = table("TARGET", "OBJECT", "PROBLEM", "CHECKPOINTS")
-        for finding in report.findings:
-            rows.add_row(finding.target, escape(finding.object), escape(finding.problem), finding.checkpoints_affected)
-        console().print(rows)
+    for finding in report.findings:  # lines and no table: an object's name is long, and must be there in full
+        say(f"  {finding.target}: {finding.object}: {finding.problem}")
+        say(f"    checkpoints affected: {finding.checkpoints_affected or 'unknown'}")
 
 
 # ------------------------------------------------------------------ operations
