@@ -178,6 +178,12 @@ class Journal(RuleBasedStateMachine):
         if cut:
             self.cut()
 
+    @rule(rounds=st.lists(st.tuples(ops, st.sampled_from([900, 4000]), tags), min_size=2, max_size=5))
+    def work_for_hours(self, rounds: list[tuple[list[Op], int, str]]) -> None:
+        """Checkpoints of several periods, each in a segment of its own."""
+        for changes, later, tag in rounds:
+            self.work(changes, later, tag, True)
+
     # ------------------------------------------------------------------ checkpoints and time
 
     def mark(self, later: int, tag: str) -> None:
@@ -354,7 +360,7 @@ def _promised(marks: list[Mark], now_ns: int) -> set[int]:
     return promised
 
 
-EXAMPLES = 100
+EXAMPLES = 60
 ROUNDS = int(os.environ.get("DPAC_SOAK_ROUNDS", "2000"))
 
 
@@ -381,7 +387,7 @@ def _run(examples: int, steps: int) -> None:
 
 def test_every_checkpoint_is_what_the_members_were() -> None:
     """Random records, cuts, seeds, merges: each listed checkpoint's image is the model's state at its mark."""
-    _run(EXAMPLES, 30)
+    _run(EXAMPLES, 25)
 
 
 @pytest.mark.soak

@@ -297,9 +297,9 @@ async def campaign(root: Path, disk: Disk, seed: int, steps: int) -> None:
 
 
 def _campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int) -> None:
-    disk = Disk(monkeypatch)
     try:
-        asyncio.run(campaign(tmp_path, disk, seed, steps))
+        with monkeypatch.context() as patches:
+            asyncio.run(campaign(tmp_path, Disk(patches), seed, steps))
     except Exception as error:
         raise AssertionError(f"DPAC_TEST_SEED={seed}: {error!r}") from error
 

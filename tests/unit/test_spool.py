@@ -130,10 +130,7 @@ def test_a_record_that_ends_exactly_at_a_files_end_is_followed_by_one_in_the_nex
         folder = tmp_path
         life = lives()
         full, after = [write(bytes([n]) * (4096 - 64)) for n in range(16)], [write(b"next file")]
-        if split:
-            lsns = life.spool.append(full) + life.spool.append(after)
-        else:
-            lsns = life.spool.append(full + after)
+        lsns = life.spool.append(full) + life.spool.append(after) if split else life.spool.append(full + after)
         assert lsns[-1] == FILE_BYTES
         life.durable()
         payloads = [entry.payload for entry in full + after]
@@ -224,6 +221,28 @@ def test_stale_records_at_the_scans_very_beginning_are_not_read(lives: Callable[
     again.spool.stop()
     assert found(tmp_path, lsns[2], incarnation=2) == []
     assert len(found(tmp_path, lsns[2], incarnation=1)) == 2
+
+
+@pytest.mark.parametrize("last", ["pad", "run"])
+def test_what_lay_at_the_head_without_counting_never_comes_back(
+    lives: Callable[..., Life], tmp_path: Path, last: str
+) -> None:
+    """A pad, or a run cut short, that a loss of power brings back does not lead past lost records to newer ones."""
+    life = lives()
+    if last == "pad":
+        (_, lsn) = life.spool.append([write(bytes(FILE_BYTES - 1024)), write(bytes(4096))])
+        head = FILE_BYTES - 1024 + 64
+    else:
+        (head, lsn) = life.spool.append([write(bytes(FILE_BYTES - 64 - 64), flags=1), write(bytes(64))])
+    assert lsn == FILE_BYTES
+    life.spool.stop()
+    (tmp_path / f"{1:016x}.spool").unlink()
+    again = lives(head=head, incarnation=2)
+    as_synced = (tmp_path / f"{0:016x}.spool").read_bytes()
+    again.spool.append([write(b"lost"), write(bytes(2048)), write(bytes(FILE_BYTES - 4096)), write(b"newer")])
+    again.spool.stop()
+    (tmp_path / f"{0:016x}.spool").write_bytes(as_synced)
+    assert all(lsn < head for lsn, _ in found(tmp_path))
 
 
 def test_another_shards_records_are_not_read(lives: Callable[..., Life], tmp_path: Path) -> None:

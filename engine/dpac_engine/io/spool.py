@@ -107,6 +107,7 @@ class Spool:
             if _is_whole(path) and (index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES):
                 self._files[index] = _File(path, index)
         self._spares = sorted(path for path in folder.glob("*.spare") if _is_whole(path))
+        self._void_head()
         self._sync_all()
         self._open(head_lsn // FILE_BYTES)
         self._thread = threading.Thread(target=self._commit, name=f"commit-{folder.parent.name[:8]}", daemon=True)
@@ -183,7 +184,8 @@ class Spool:
             self._write([pad], lsn)
 
     def _void_head(self) -> None:
-        # Whatever of a failed append was written must not be found by a scan.
+        # What lies at the head without counting (a pad, a run cut short, a failed append) must never be read again: were it
+        # to come back by a loss of power, it would lead a scan past lost records to newer ones.
         file = self._files.get(self.head_lsn // FILE_BYTES)
         if file is not None:
             with contextlib.suppress(OSError):
