@@ -239,7 +239,7 @@ class Group:
                 leg.nudge()
                 continue
             # A leg added to a group at work takes the log from now on, and seeds what came before.
-            memory = self.state.legs.setdefault(name, LegMemory(self.spool.head_lsn))
+            memory = self.state.legs.setdefault(name, LegMemory(self.spool.durable_lsn))
             self.legs[name] = Shipper(
                 name,
                 spec,

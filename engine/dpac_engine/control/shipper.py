@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from dpac_api.errors import Conflict, DpacError, Temporary
+import msgspec
+
+from dpac_api.errors import Conflict, Corruption, DpacError, Temporary
 from dpac_api.models import AsyncLegSpec, DataState
 from dpac_engine.control.group_state import LegMemory
 from dpac_engine.control.seeding import Piece, Seeding, SeedSource
@@ -124,6 +126,8 @@ class Shipper:
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _log_from: int = 0
     _spec_stored: int = -1
+    _committed_seq: int | None = None
+    _writers: set[str] = field(default_factory=set)
     _compact_at: float = 0.0
     _seeding: Seeding | None = None
     _task: asyncio.Task[None] | None = None
@@ -226,6 +230,7 @@ class Shipper:
         state, memory = writer.state, self.memory
         self._log_from = memory.cursor
         if state is not None:
+            self._check_fence(state)
             cursor = state.cursor.get(self.group.shard_uid, memory.cursor)
             if cursor > self.group.spool.head_lsn:
                 raise Conflict(
@@ -240,8 +245,19 @@ class Shipper:
         self._writer = writer
         self.message = ""
 
+    def _check_fence(self, state: RepositoryState) -> None:
+        """Conflict if another primary has written: one of a later epoch, or any since this leg's last commit."""
+        last, epoch = state.last, self.group.epochs[-1][0]
+        overtaken = self._committed_seq is not None and last.seq > self._committed_seq
+        if last.epoch > epoch or (overtaken and last.writer not in self._writers):
+            raise Conflict(
+                f"Manifest {last.seq} was written by another primary (epoch {last.epoch}, ours {epoch}). "
+                "This site stops shipping to the target: fail over explicitly, or remove the other writer."
+            )
+
     def _open_blocking(self) -> RepositoryWriter:
         writer = self.open_writer()
+        self._writers.add(writer.uid)
         writer.open()
         return writer
 
@@ -305,7 +321,15 @@ class Shipper:
     # ------------------------------------------------------------------ log
 
     async def _ship_log(self) -> None:
-        piece = await asyncio.to_thread(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
+        try:
+            piece = await asyncio.to_thread(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
+        except (KeyError, Corruption):
+            if self.memory.cursor >= self.group.spool.released_lsn:
+                raise
+            piece = None
+        if piece is None or self.memory.cursor < self.group.spool.released_lsn:
+            self.memory.lost = True  # the spool could not wait: what was read may have been overwritten meanwhile
+            return
         members = self._members()
         for ordinal, info in self.group.member_infos().items():
             ready = info.log_ready_lsn
@@ -334,7 +358,7 @@ class Shipper:
                 header.stamp,
                 header.offset,
                 header.length,
-                value,
+                bytes(value),  # a copy: the spool's file may be recycled before the segment is sealed
                 key,
             )
             first_stamp, last_stamp, end = first_stamp or header.stamp, header.stamp, header.next_lsn
@@ -400,7 +424,7 @@ class Shipper:
             add=add,
             drop=drop,
         )
-        self._spec_stored = number
+        self._spec_stored, self._committed_seq = number, state.last.seq
         return state
 
     # ------------------------------------------------------------------ members and seeds
@@ -408,8 +432,12 @@ class Shipper:
     def _members(self) -> dict[int, MemberState]:
         """The members as the next manifest shall say: those of the last one, and those that joined since."""
         state = self.repository
-        members = dict(state.members) if state else {}
-        for ordinal, info in self.group.member_infos().items():
+        members, infos = dict(state.members) if state else {}, self.group.member_infos()
+        for ordinal, member in members.items():
+            if ordinal not in infos and member.founding and not member.ready:
+                # It left before it was ever whole here: nobody waits for it any more.
+                members[ordinal] = msgspec.structs.replace(member, founding=False)
+        for ordinal, info in infos.items():
             if ordinal not in members:
                 members[ordinal] = MemberState(info.uid, info.kind, info.name, info.content, founding=state is None)
             elif members[ordinal].is_ready and members[ordinal].content != info.content:
@@ -443,12 +471,22 @@ class Shipper:
 
     async def _seed_piece(self) -> bool:
         """Send one piece of a seed; False if every member is here or comes by the log."""
-        if self._seeding is None:
+        if self._seeding is None or not self._is_current(self._seeding):
             self._seeding = self._next_seed()
         seeding = self._seeding
         if seeding is None:
             return False
-        piece = await seeding.next_piece()
+        try:
+            piece = await seeding.next_piece()
+        except OSError as error:
+            if self._is_current(seeding):
+                name = self.group.member_infos()[seeding.ordinal].name
+                raise DpacError(
+                    f"Member {name} cannot be read for its seed: {error}. Check what it lies on."
+                ) from error
+            return True
+        if not self._is_current(seeding):
+            return True  # it was detached, or changed unseen, meanwhile
         members = self._members()
         member = members[seeding.ordinal]
         if piece.begins:
@@ -460,6 +498,10 @@ class Shipper:
         if piece.ready_lsn is not None:
             self._seeding = None
         return True
+
+    def _is_current(self, seeding: Seeding) -> bool:
+        info = self.group.member_infos().get(seeding.ordinal)
+        return info is not None and info.source is seeding.source and info.content == seeding.content
 
     def _store_seed(self, piece: Piece, members: dict[int, MemberState]) -> None:
         add = []
@@ -479,7 +521,8 @@ class Shipper:
             for ordinal, member in self._members().items()
         }
         await asyncio.to_thread(self._commit, members=members, cursor=head)
-        self.memory.cursor, self.memory.lost = head, False
+        # Nothing held the spool for this leg meanwhile.
+        self.memory.cursor, self.memory.lost = head, head < self.group.spool.released_lsn
 
     async def _compact(self) -> bool:
         writer, loop = self._writer, asyncio.get_running_loop()

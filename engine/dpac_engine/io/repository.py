@@ -99,13 +99,20 @@ class StoredSegment:
         if self._opened is None:
             name = self.ref.name
             try:
-                key = self._data_keys(self._store.get(name, 96, 16).hex())
+                key_id = self._store.get(name, 96, 16)
+                if len(key_id) < 16:
+                    raise Corruption("it is cut short.")
+                key = self._data_keys(key_id.hex())
                 self._opened = SegmentReader(lambda at, length: self._store.get(name, at, length), self.ref.bytes, key)
-            except NotFound as error:
-                raise Corruption(
-                    f"Segment {name} is named by a manifest but cannot be opened: {error.message}"
-                ) from error
+            except (NotFound, Corruption) as error:
+                raise self._damaged(error) from error
         return self._opened
+
+    def _damaged(self, error: DpacError) -> Corruption:
+        return Corruption(
+            f"Segment {self.ref.name} cannot be read: {error.message} Recover from an earlier checkpoint or from another "
+            "target; `dpac verify` tells which checkpoints are affected."
+        )
 
     @property
     def rows(self) -> RowArray:
@@ -131,7 +138,11 @@ class StoredSegment:
         block = self._cache.get(self.ref.name, number)
         if block is None:
             count = 1 if last is None else min(last - number + 1, READ_BLOCKS_MAX)
-            for at, plain in enumerate(self.reader.blocks(number, count)):
+            try:
+                blocks = self.reader.blocks(number, count)
+            except (NotFound, Corruption) as error:
+                raise self._damaged(error) from error
+            for at, plain in enumerate(blocks):
                 self._cache.keep(self.ref.name, number + at, plain)
                 block = plain if at == 0 else block
             assert block is not None
@@ -251,6 +262,13 @@ class RepositoryReader:
 
     def verify(self, progress: Callable[[int], None]) -> Iterator[Finding]:
         """Read every live object and authenticate every byte; `progress` is told bytes read."""
+        if self.state is not None:
+            try:
+                self.spec()
+            except (Corruption, NotFound, msgspec.MsgspecError) as error:  # no checkpoint's data is read through it
+                yield Finding(
+                    _spec_key(self.state.last.spec), f"the declaration stored there is damaged: {error}", "", ""
+                )
         for ref in self.refs():
             try:
                 data = self.store.get(ref.name)
@@ -326,7 +344,8 @@ class RepositoryWriter:
         self._wrapped_key = wrapped_key
         self._data_key = data_keys(key_id)
         self._clock = clock
-        self._writer = secrets.token_hex(16)
+        self.uid = secrets.token_hex(16)
+        """Of this opening; every manifest it writes names it."""
         self.reader = RepositoryReader(store, group_uid, data_keys)
         self._repository_uid = ""
 
@@ -421,7 +440,7 @@ class RepositoryWriter:
             seq=last.last.seq + 1 if last else 1,
             repository=self._repository_uid,
             group=self._group_uid,
-            writer=self._writer,
+            writer=self.uid,
             epoch=epoch,
             created=self._clock.now_ns(),
             key_id=self._key_id,
