@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dpac_api.errors import Conflict, DpacError
+from dpac_api.errors import Conflict, Corruption, DpacError
 from dpac_api.models import TargetSpec
 from dpac_engine.control.recovery import Damage, MarkFilter, Progress, RangeView, TreeView, Verification
 from dpac_engine.core.checkpoints import Mark, checkpoint_id
@@ -14,7 +15,9 @@ from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState, SegmentRef
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
-from dpac_engine.io.repository import RepositoryReader
+from dpac_engine.io.repository import Finding, RepositoryReader
+
+log = logging.getLogger(__name__)
 
 OpenStore = Callable[[TargetSpec], Store]
 """The whole target."""
@@ -38,13 +41,23 @@ class TargetRepository:
 
     def marks(self, wanted: MarkFilter) -> Iterator[Mark]:
         """See `Repository.marks`."""
-        return (mark for mark in self._reader.marks(lambda ref: _may_hold(ref, wanted)) if wanted.admits(mark))
+        for ref in reversed(self._reader.ranges()):
+            if _may_hold(ref, wanted):
+                yield from (mark for mark in reversed(self._marks_in(ref)) if wanted.admits(mark))
+
+    def _marks_in(self, ref: SegmentRef) -> list[Mark]:
+        """Its checkpoints; none if the segment is damaged, so that one bad object does not hide the whole timeline."""
+        try:
+            return self._reader.exact_marks(ref)
+        except Corruption as error:
+            log.warning("%s", error.message)
+            return []
 
     def ranges(self) -> Sequence[RangeView]:
         """See `Repository.ranges`: a run ends where checkpoints were thinned out or lost."""
         runs: list[RangeView] = []
         for ref in self._reader.ranges():
-            part = _range_of(ref) if self._reader.is_uniform(ref) else _range_of_marks(self._reader.exact_marks(ref))
+            part = _range_of(ref) if self._reader.is_uniform(ref) else _range_of_marks(self._marks_in(ref))
             if part is None:
                 continue
             if runs and _sequence(runs[-1].last) + 1 == _sequence(part.first):
@@ -74,10 +87,7 @@ class TargetRepository:
             done += count
             progress(done)
 
-        damages = [
-            Damage(found.object, found.problem, f"{found.first_checkpoint} to {found.last_checkpoint}")
-            for found in self._reader.verify(read)
-        ]
+        damages = [Damage(found.object, found.problem, _affected(found)) for found in self._reader.verify(read)]
         damaged = {damage.object for damage in damages}
         oldest_damaged = min((ref.lsn_from for ref in self._reader.refs() if ref.name in damaged), default=None)
         sound = self._reader.marks(lambda ref: ref.name not in damaged)
@@ -181,6 +191,10 @@ _PROBES: Mapping[str, Callable[[Store, str], str]] = {
     "list": _probe_list,
     "replace": _probe_replace,
 }
+
+
+def _affected(found: Finding) -> str:
+    return f"{found.first_checkpoint} to {found.last_checkpoint}" if found.first_checkpoint else "none"
 
 
 def _sequence(checkpoint: str) -> int:
