@@ -233,7 +233,8 @@ def assert_never_served(site: LiveSite, selector: str, right: bytes) -> None:
     done = site.dpac("mount", "shop", "--at", selector, "--json", status=None)
     if done.returncode != 0:
         assert done.returncode == 20, done.stderr
-        assert "damaged" in done.stderr or "checksum" in done.stderr or "cannot be opened" in done.stderr, done.stderr
+        assert "cannot be read" in done.stderr, done.stderr
+        assert "`dpac verify`" in done.stderr
         return
     mount = json.loads(done.stdout)
     failed = 0
@@ -255,21 +256,42 @@ def block_or_error(client: Client, offset: int, length: int) -> bytes | None:
     return reply.data if reply.error == 0 else None
 
 
-def test_a_lost_segment_and_a_damaged_manifest_are_found(site: LiveSite) -> None:
-    """An object that is gone is named as one that is damaged; a manifest that was changed is not believed."""
+def test_lost_and_cut_segments_and_other_damaged_objects_are_found(site: LiveSite) -> None:
+    """What is gone or cut short is named like what is damaged; a changed manifest or declaration is not believed."""
     path = segment_of(site, "second")
-    away = path.with_name("away")
-    path.rename(away)
+    whole = path.read_bytes()
     try:
-        (finding,) = verify(site, 20)["findings"]
-        assert finding["object"].endswith(path.name)
-        site.dpac("mount", "shop", "--at", "tag:second", status=20)
+        for left in (None, b"", whole[:100], whole[:-1]):
+            path.unlink(missing_ok=True)
+            if left is not None:
+                path.write_bytes(left)
+            (finding,) = verify(site, 20)["findings"]
+            assert finding["object"].endswith(path.name)
+            assert path.name in site.dpac("mount", "shop", "--at", "tag:second", status=20).stderr
     finally:
-        away.rename(path)
-    manifests = sorted((site.folder / "copies").rglob("m/*"))
-    with Damage(manifests[-1], manifests[-1].stat().st_size // 2):
-        assert verify(site, 20)["findings"]
+        path.write_bytes(whole)
+    for pattern, name in (("m/*", "manifest"), ("spec/*", "spec/")):
+        other = max((site.folder / "copies").rglob(pattern))
+        with Damage(other, other.stat().st_size // 2):
+            (finding,) = verify(site, 20)["findings"]
+            assert name in finding["object"]
     assert verify(site, 0)["findings"] == []
+
+
+def test_one_damaged_segment_does_not_hide_the_timeline(site: LiveSite) -> None:
+    """A control process that never saw the segment whole lists the checkpoints of all others, and mounts an earlier one."""
+    path = segment_of(site, "second")
+    with Damage(path, path.stat().st_size - 64 - 40):  # in its index
+        site.kill("control")
+        items = site.dpac_json("checkpoints", "shop", "--limit", "1000")["items"]
+        tags = [tag for item in items for tag in item["tags"]]
+        assert "first" in tags
+        assert "second" not in tags
+        assert "first" in site.dpac("checkpoints", "shop").stdout
+        assert path.name in site.dpac("mount", "shop", "--at", "tag:second", status=20).stderr
+        with site.mounted("shop", "tag:first") as mount:
+            assert contents(mount.members["disk"]) == expected(1)
+    assert site.dpac_json("checkpoints", "shop", "--tag", "second")["items"]
 
 
 # ------------------------------------------------------------------ a backend that is not there
