@@ -81,8 +81,7 @@ def of(group: Group) -> GroupStatus:
 def _seeded(group: Group, ordinal: int) -> bool:
     """The member is whole at every leg, and in a checkpoint there: one made before it was whole does not hold it."""
     return bool(group.legs) and all(
-        ordinal in _held(leg) and leg.repository is not None and leg.repository.members[ordinal].is_ready
-        for leg in group.legs.values()
+        ordinal in _held(leg) and leg.members[ordinal].is_ready for leg in group.legs.values()
     )
 
 

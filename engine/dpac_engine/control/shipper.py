@@ -165,6 +165,11 @@ class Shipper:
         return self._writer.state if self._writer else None
 
     @property
+    def members(self) -> dict[int, MemberState]:
+        """The members at the target, by ordinal, with what is known here already: one that changed unseen is not ready."""
+        return self._members()
+
+    @property
     def seeded_fraction(self) -> float:
         """How much of the members' seeds is at the target, 0 to 1."""
         infos, members = self.group.member_infos(), self._members()

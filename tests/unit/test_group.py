@@ -1,0 +1,570 @@
+"""A group at work on real files: checkpoints, legs, seeds, restarts, and what becomes of it when things fail."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpac_api.errors import Conflict, Temporary
+from dpac_api.models import DataState, GroupStatus, LegSpec, TargetSpec
+from dpac_api.quantities import Size
+from dpac_engine.control import group as group_module
+from dpac_engine.control import shipper as shipper_module
+from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
+from dpac_engine.control.compaction import Compaction
+from dpac_engine.control.group import Group, GroupDeps
+from dpac_engine.core.checkpoints import Mark
+from dpac_engine.core.image import Image
+from dpac_engine.core.segment import SegmentKind
+from dpac_engine.io import spool as spool_module
+from dpac_engine.io.clock import SystemClock
+from dpac_engine.io.members.directory import DirectoryMember
+from dpac_engine.io.members.volume import Volume
+from dpac_engine.io.nbd.export import Change, ChangeKind
+from dpac_engine.io.repository import RepositoryReader, RepositoryWriter
+from dpac_engine.io.stores.memory import MemoryStore
+
+KEY, KEY_ID, UID, SHARD = bytes(32), "7" * 32, "1" * 32, "6" * 32
+DISK_BYTES = 4 * 2**20
+DEADLINE_SECONDS = 30
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds become hundredths; spool files become small."""
+    monkeypatch.setattr(group_module, "MARK_SECONDS", 0.02)
+    monkeypatch.setattr(group_module, "MAINTAIN_SECONDS", 0.02)
+    monkeypatch.setattr(group_module, "ATTACH_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(shipper_module, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(shipper_module, "REFUSED_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(shipper_module, "WATCH_SECONDS", 0.02)
+    for module in (spool_module, group_module):
+        monkeypatch.setattr(module, "FILE_BYTES", 2**20)
+
+
+class Target(MemoryStore):
+    """A target that can be away, and whose answers can be lost."""
+
+    away = False
+    answers_lost = 0
+
+    def _meet(self) -> None:
+        if self.away:
+            raise Temporary("The target is away. Wait.")
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        self._meet()
+        super().put(key, data)
+
+    def create(self, key: str, data: bytes | memoryview) -> None:
+        self._meet()
+        super().create(key, data)
+        if key.startswith("m/") and self.answers_lost:
+            self.answers_lost -= 1
+            # As a store that tries again by itself after a time-out: the second try finds its own object.
+            raise Conflict("It is there already.")
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        self._meet()
+        return super().get(key, offset, length)
+
+
+class Site:
+    """A host with groups, and targets beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "group"
+        (self.folder / "members").mkdir(parents=True)
+        self.disk = root / "disk.raw"
+        self.targets: dict[str, Target] = {"copies": Target()}
+        self.executor = ThreadPoolExecutor(4)
+        self.groups: list[Group] = []
+        self.changes: dict[str, Any] = {}
+
+    def assignment(self, **changes: Any) -> WorkerAssignment:
+        """A volume `disk`, a leg `copies`; `changes` stay for later ones."""
+        self.changes |= changes
+        spec: dict[str, Any] = {
+            "members": {"disk": {"kind": "volume", "path": str(self.disk), "size": "4MiB"}},
+            "replication": {"copies": {"target": "copies", "rpo": "1s"}},
+            **self.changes.get("spec", {}),
+        }
+        names = list(spec["members"])
+        made = WorkerAssignment.model_validate(
+            {
+                "group_uid": UID,
+                "name": "shop",
+                "site_uid": "5" * 32,
+                "shard_uid": SHARD,
+                "worker": 0,
+                "generation": self.changes.get("generation", 1),
+                "epoch": 1,
+                "membership_version": len(names),
+                "key_id": KEY_ID,
+                "spec": spec,
+                "members": {
+                    name: MemberAssignment(ordinal=at + 1, uid=f"{at + 1:032x}") for at, name in enumerate(names)
+                },
+                "targets": {name: {"kind": "filesystem", "path": f"/{name}"} for name in self.targets},
+            }
+        )
+        journal = made.spec.journal.model_copy(update={"spool_max": self.changes.get("spool_max", Size("128MiB"))})
+        return made.model_copy(update={"spec": made.spec.model_copy(update={"journal": journal})})
+
+    def group(self, **changes: Any) -> Group:
+        """The group, not started."""
+
+        def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
+            store = self.targets[target.path[1:]]
+            return RepositoryWriter(store, UID, KEY_ID, b"wrapped", lambda _: KEY, SystemClock())
+
+        def compactor(assignment: WorkerAssignment, leg: LegSpec) -> Compaction:
+            return Compaction(assignment.spec.journal, leg)
+
+        def directory(spec: Any, journal: Any, folder: Path) -> DirectoryMember:
+            return DirectoryMember(Path(spec.path), journal, SystemClock(), folder, None)
+
+        deps = GroupDeps(SystemClock(), self.executor, open_writer, compactor, directory)
+        self.groups.append(Group(self.assignment(**changes), self.folder, deps))
+        return self.groups[-1]
+
+    async def kill(self, group: Group) -> None:
+        """End it as a kill would: nothing is drained, stored or told; only its threads end."""
+        for task in [*group._tasks, *(task for member in group.members.values() for task in member._tasks)]:
+            task.cancel()
+        for leg in group.legs.values():
+            await leg.stop()
+        for member in group.members.values():
+            if member.volume is not None:
+                async with member.volume._applying:
+                    member.volume.close()
+                    member.volume = None
+        await asyncio.to_thread(group.spool.stop)
+        self.groups.remove(group)
+
+    def reader(self, target: str = "copies") -> RepositoryReader:
+        """What the target holds."""
+        reader = RepositoryReader(self.targets[target], UID, lambda _: KEY)
+        reader.refresh()
+        return reader
+
+    def image(self, target: str = "copies", at: str = "latest") -> tuple[Mark, Image]:
+        """A checkpoint at a target."""
+        reader = self.reader(target)
+        mark = reader.resolve(at)
+        return mark, reader.image(mark)
+
+    def disk_at(self, target: str = "copies", at: str = "latest") -> bytes:
+        """The volume at a checkpoint."""
+        volume = self.image(target, at)[1].volume(1)
+        return volume.read(0, volume.size_bytes)
+
+
+def run(tmp_path: Path, story: Callable[[Site], Coroutine[Any, Any, None]]) -> None:
+    """Run a story at a fresh site, and stop whatever it started."""
+
+    async def told() -> None:
+        site = Site(tmp_path)
+        try:
+            await story(site)
+        finally:
+            for target in site.targets.values():
+                target.away = False
+            for group in site.groups:
+                if hasattr(group, "spool"):
+                    await group.stop()
+            site.executor.shutdown()
+
+    asyncio.run(told())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, with a deadline."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - any condition, not an event
+            await asyncio.sleep(0.005)
+
+
+async def protected(group: Group) -> GroupStatus:
+    """Wait until the group says so."""
+    await until(lambda: group.status().protected)
+    return group.status()
+
+
+def volume_of(group: Group) -> Volume:
+    """Its volume."""
+    volume = group.members[1].volume
+    assert volume is not None
+    return volume
+
+
+def write(group: Group, offset: int, data: bytes) -> None:
+    """An application's write."""
+    volume_of(group).submit([Change(ChangeKind.WRITE, offset, len(data), memoryview(data))])
+
+
+async def shipped(group: Group, *, tag: str) -> Mark:
+    """A tagged checkpoint that is at every target."""
+    mark = group.mark(tags=(tag,))
+    assert mark is not None
+    await group.ship()
+    return mark
+
+
+def test_a_new_group_becomes_protected_and_every_checkpoint_is_what_was(tmp_path: Path) -> None:
+    """Marks come by themselves; each tagged checkpoint gives the bytes of its moment back."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        status = await protected(group)
+        assert status.seeded
+        assert status.legs["copies"].latest_checkpoint is not None
+        states, device = {}, bytearray(DISK_BYTES)
+        for number in range(5):
+            data = bytes([number + 1]) * 8192
+            write(group, number * 4096, data)
+            device[number * 4096 : number * 4096 + 8192] = data
+            await shipped(group, tag=f"t{number}")
+            states[f"tag:t{number}"] = bytes(device)
+        for selector, expected in states.items():
+            assert site.disk_at(at=selector) == expected
+        sequence = group.state.sequence
+        await until(lambda: group.state.sequence > sequence + 3)
+
+    run(tmp_path, story)
+
+
+def test_a_restart_resumes_where_it_was(tmp_path: Path) -> None:
+    """Sequences go on, the target is not seeded again, and the volume holds everything."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"a" * 4096)
+        await group.stop()
+        site.groups.clear()
+        assert site.disk.read_bytes()[:4096] == b"a" * 4096
+        fills = [ref.name for ref in site.reader().refs() if ref.kind == SegmentKind.FILL]
+        again = site.group()
+        await again.start()
+        assert again.state.sequence > group.state.sequence
+        await protected(again)
+        write(again, 4096, b"b" * 4096)
+        await shipped(again, tag="after")
+        assert site.disk_at(at="tag:after")[:8192] == b"a" * 4096 + b"b" * 4096
+        assert [ref.name for ref in site.reader().refs() if ref.kind == SegmentKind.FILL] == fills
+
+    run(tmp_path, story)
+
+
+def test_a_killed_group_loses_nothing_and_ships_on(tmp_path: Path, seed: int) -> None:
+    """Kills at random moments under load: the next life has every acknowledged write, and so has the target then."""
+
+    async def story(site: Site) -> None:
+        chance, device = random.Random(seed), bytearray(DISK_BYTES)
+        for life in range(6):
+            group = site.group()
+            await group.start()
+            assert volume_of(group).read_blocking(0, DISK_BYTES) == device, f"seed {seed}, life {life}"
+            for _ in range(chance.randrange(60)):
+                offset = chance.randrange(DISK_BYTES // 512 - 64) * 512
+                data = bytes([chance.randrange(256)]) * 512 * chance.randint(1, 64)
+                write(group, offset, data)
+                device[offset : offset + len(data)] = data
+                await asyncio.sleep(0)
+            if life == 5:
+                await shipped(group, tag="end")
+                await protected(group)
+                assert site.disk_at() == device
+            await site.kill(group)
+
+    run(tmp_path, story)
+
+
+def test_a_target_that_is_away_is_caught_up_with(tmp_path: Path) -> None:
+    """The leg is disconnected, visibly, the application goes on, and everything is there once the target is back."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        site.targets["copies"].away = True
+        write(group, 0, b"x" * 4096)
+        await group.ship()
+        await until(lambda: group.status().legs["copies"].data_state == DataState.DISCONNECTED)
+        assert [condition.type for condition in group.status().conditions] == ["TargetUnavailable"]
+        site.targets["copies"].away = False
+        await protected(group)
+        await shipped(group, tag="back")
+        assert site.disk_at(at="tag:back")[:4096] == b"x" * 4096
+
+    run(tmp_path, story)
+
+
+def test_a_leg_that_the_spool_cannot_wait_for_is_seeded_anew(tmp_path: Path) -> None:
+    """The spool keeps its limit, the gap lists no checkpoint, older ones stay, and newer ones come by a new seed."""
+
+    async def story(site: Site) -> None:
+        group = site.group(spool_max=Size("8MiB"))
+        await group.start()
+        await protected(group)
+        write(group, 0, b"old" + bytes(509))
+        old = await shipped(group, tag="old")
+        site.targets["copies"].away = True
+        await until(lambda: group.status().legs["copies"].message)
+        device = bytearray(DISK_BYTES)
+        lost = [group.mark(tags=("lost",))]
+        for number in range(200):
+            await until(lambda: not volume_of(group).congested)
+            data = bytes([number % 255 + 1]) * 65536
+            write(group, number * 65536 % DISK_BYTES, data)
+            device[number * 65536 % DISK_BYTES :][:65536] = data
+            device[number * 65536 % DISK_BYTES : number * 65536 % DISK_BYTES + 65536] = data
+            volume_of(group).flush(lambda error: None)
+            await asyncio.sleep(0.002)
+        lost.append(group.mark(tags=("lost",)))
+        await until(lambda: group.legs["copies"].memory.lost)
+        await until(lambda: group.spool.stored_bytes <= 10 * 2**20)
+        site.targets["copies"].away = False
+        await protected(group)
+        new = await shipped(group, tag="new")
+        assert site.disk_at(at="tag:new") == bytes(device)
+        assert site.disk_at(at="tag:old")[:3] == b"old"
+        listed = [mark.lsn for mark in site.reader().marks()]
+        assert old.lsn in listed
+        assert new.lsn in listed
+        assert all(mark is not None and mark.lsn not in listed for mark in lost)
+
+    run(tmp_path, story)
+
+
+def test_a_new_leg_of_a_group_at_work_is_seeded(tmp_path: Path) -> None:
+    """Volume and directory, both written before and after the leg came, are whole at the new target."""
+
+    async def story(site: Site) -> None:
+        tree = site.root / "tree"
+        tree.mkdir()
+        (tree / "one").write_text("one")
+        members = {
+            "disk": {"kind": "volume", "path": str(site.disk), "size": "4MiB"},
+            "tree": {"kind": "directory", "path": str(tree)},
+        }
+        first = {"copies": {"target": "copies", "rpo": "1s"}}
+        group = site.group(spec={"members": members, "replication": first})
+        await group.start()
+        await protected(group)
+        write(group, 8192, b"before" + bytes(506))
+        site.targets["far"] = Target()
+        both = first | {"far": {"target": "far", "rpo": "1s"}}
+        await group.apply(site.assignment(spec={"members": members, "replication": both}, generation=2))
+        write(group, 0, b"after!" + bytes(506))
+        await protected(group)
+        await shipped(group, tag="both")
+        for target in ("copies", "far"):
+            assert site.disk_at(target, "tag:both")[:6] == b"after!"
+            assert site.disk_at(target, "tag:both")[8192:8198] == b"before"
+            assert {key for key, _ in site.image(target, "tag:both")[1].tree(2).entries()} >= {b"one"}
+
+    run(tmp_path, story)
+
+
+def test_a_member_added_live_joins_without_stopping_the_others(tmp_path: Path) -> None:
+    """The first volume stays recoverable throughout; checkpoints hold the new one once it is whole."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        before = volume_of(group)
+        members = {
+            name: {"kind": "volume", "path": str(site.root / f"{name}.raw"), "size": "4MiB"}
+            for name in ("disk", "logs")
+        }
+        (site.root / "logs.raw").write_bytes(b"L" * DISK_BYTES)
+        await group.apply(site.assignment(spec={"members": members}, generation=2))
+        assert volume_of(group) is before
+        await protected(group)
+        mark, image = site.image()
+        assert set(site.reader().members_at(mark)) == {1, 2}
+        assert image.volume(2).read(0, DISK_BYTES) == b"L" * DISK_BYTES
+        oldest = list(site.reader().marks())[-1]
+        assert set(site.reader().members_at(oldest)) == {1}
+
+    run(tmp_path, story)
+
+
+def test_a_volume_changed_while_detached_is_noticed_and_seeded_anew(tmp_path: Path) -> None:
+    """No checkpoint between the unseen change and the new seed is listed, and those after it hold the change."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"seen" + bytes(508))
+        await shipped(group, tag="seen")
+        await group.stop()
+        site.groups.clear()
+        with site.disk.open("r+b") as file:
+            file.seek(2**20)
+            file.write(b"unseen")
+        site.targets["copies"].away = True
+        again = site.group()
+        await again.start()
+        between = [again.mark() for _ in range(5)]
+        site.targets["copies"].away = False
+        await protected(again)
+        await shipped(again, tag="after")
+        device = site.disk_at(at="tag:after")
+        assert (device[:4], device[2**20 : 2**20 + 6]) == (b"seen", b"unseen")
+        assert site.disk_at(at="tag:seen")[2**20 : 2**20 + 6] == bytes(6)
+        for mark in site.reader().marks():
+            volume = site.reader().image(mark).volume(1)
+            if any(mark.lsn == other.lsn for other in between if other):
+                assert volume.read(2**20, 6) == b"unseen"
+
+    run(tmp_path, story)
+
+
+def test_a_primary_that_was_overtaken_stops(tmp_path: Path) -> None:
+    """Another writer's manifest stalls the leg, and it stays so: it never writes over the other's history."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        other = RepositoryWriter(site.targets["copies"], UID, KEY_ID, b"wrapped", lambda _: KEY, SystemClock())
+        state = other.open()
+        assert state is not None
+        theirs = other.commit(
+            epoch=1,
+            epochs=[(1, 0)],
+            cursor=state.cursor,
+            members=state.members,
+            membership_version=1,
+            spec=1,
+            log_from=0,
+        )
+        write(group, 0, b"stale" + bytes(507))
+        await group.ship()
+        await until(lambda: group.status().legs["copies"].data_state == DataState.STALLED)
+        for _ in range(3):
+            group.legs["copies"].nudge()
+            await group.ship()
+        assert "another primary" in group.status().legs["copies"].message
+        reader = site.reader()
+        assert reader.state is not None
+        assert reader.state.last.seq == theirs.last.seq
+
+    run(tmp_path, story)
+
+
+def test_a_create_that_succeeded_though_its_answer_was_lost_is_taken_for_done(tmp_path: Path) -> None:
+    """The leg finds its own manifest under the number and goes on."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        site.targets["copies"].answers_lost = 3
+        for number in range(4):
+            write(group, 0, bytes([number + 1]) * 512)
+            await shipped(group, tag=f"t{number}")
+        assert site.targets["copies"].answers_lost == 0
+        assert group.status().legs["copies"].message == ""
+        assert site.disk_at(at="tag:t3")[:1] == b"\4"
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("failure", ["sync", "append"])
+def test_a_broken_journal_leaves_the_application_unharmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    """Writes go straight to the file, the group says so, and a restart neither replays old records nor trusts the copy."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"journalled" + bytes(502))
+        with monkeypatch.context() as broken:
+            _break(broken, failure)
+            write(group, 512, b"at the time" + bytes(501))
+            answers: list[OSError | None] = []
+            volume_of(group).flush(answers.append)
+            await until(lambda: answers)
+            assert answers == [None]
+            assert volume_of(group).bypass
+            write(group, 0, b"straight" + bytes(504))
+            assert "JournalFailed" in [condition.type for condition in group.status().conditions]
+            assert not group.status().protected
+            assert group.mark() is None
+            volume_of(group).flush(answers.append)
+            await until(lambda: len(answers) == 2)
+            assert site.disk.read_bytes()[:1024] == b"straight".ljust(512, b"\0") + b"at the time".ljust(512, b"\0")
+            await site.kill(group)
+        again = site.group()
+        await again.start()
+        assert volume_of(again).read_blocking(0, 512)[:8] == b"straight"
+        await protected(again)
+        await shipped(again, tag="again")
+        assert site.disk_at(at="tag:again")[:523] == b"straight".ljust(512, b"\0") + b"at the time"
+
+    run(tmp_path, story)
+
+
+def _break(patches: pytest.MonkeyPatch, failure: str) -> None:
+    """Break the spool's disk: its syncs fail, or its appends of data do."""
+    real_sync, real_write = os.fdatasync, os.pwritev
+
+    def is_spool(descriptor: int) -> bool:
+        return os.readlink(f"/proc/self/fd/{descriptor}").endswith(".spool")
+
+    def fdatasync(descriptor: int) -> None:
+        if failure == "sync" and is_spool(descriptor):
+            raise OSError(errno.EIO, "Input/output error")
+        real_sync(descriptor)
+
+    def pwritev(descriptor: int, parts: Any, at: int) -> int:
+        if failure == "append" and is_spool(descriptor):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(descriptor, parts, at)
+
+    patches.setattr(os, "fdatasync", fdatasync)
+    patches.setattr(os, "pwritev", pwritev)
+
+
+def test_what_a_failed_file_lacks_stays_in_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume whose file could not take its changes gets them at the next start, when there is room again."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        with monkeypatch.context() as full:
+            full.setattr(Volume, "_apply_blocking", _no_space)
+            write(group, 4096, b"kept" + bytes(508))
+            volume_of(group).hurry()
+            await until(lambda: volume_of(group).error is not None)
+            await group.stop()
+            site.groups.clear()
+        again = site.group()
+        await again.start()
+        assert volume_of(again).read_blocking(4096, 512)[:4] == b"kept"
+
+    run(tmp_path, story)
+
+
+def _no_space(self: Volume, batch: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
