@@ -151,6 +151,25 @@ def test_an_exactly_full_spool_is_opened_again_at_the_next_file(lives: Callable[
     assert [len(payload) for _, payload in found(tmp_path)] == [FILE_BYTES - 64, 5]
 
 
+def test_a_pad_that_was_not_counted_never_makes_a_scan_leap(lives: Callable[..., Life], tmp_path: Path) -> None:
+    """A restart at a pad writes over it; if power fails before that is durable, but after the next file was written, the
+    old pad must not lead a scan past what was lost to what was written after it."""
+    life = lives()
+    life.spool.append([write(bytes(FILE_BYTES - 4096))])
+    (head,) = life.spool.append([write(bytes(8192))])  # does not fit: a pad, then the next file
+    life.spool.stop()
+    pad_lsn = found(tmp_path)[0][0] + 64 + FILE_BYTES - 4096
+    assert head == FILE_BYTES
+    for path in tmp_path.glob("*1.spool"):
+        path.write_bytes(bytes(FILE_BYTES))  # that record was never durable
+    again = lives(head=pad_lsn, incarnation=2)
+    on_disk = (tmp_path / f"{0:016x}.spool").read_bytes()
+    again.spool.append([write(b"lost with the power"), write(bytes(8192))])
+    again.spool.stop()
+    (tmp_path / f"{0:016x}.spool").write_bytes(on_disk)
+    assert [lsn for lsn, _ in found(tmp_path)] == [0]
+
+
 def test_files_are_recycled_and_their_old_records_never_read(lives: Callable[..., Life], tmp_path: Path) -> None:
     """Released files come back under new names; the folder does not grow; a scan ends at the head."""
     life, chance = lives(), random.Random(2)
