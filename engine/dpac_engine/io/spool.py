@@ -107,11 +107,9 @@ class Spool:
             if _is_whole(path) and (index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES):
                 self._files[index] = _File(path, index)
         self._spares = sorted(path for path in folder.glob("*.spare") if _is_whole(path))
-        self._void_head()
         # What a scan did not count but a later one would (a pad, a run cut short) must be gone for good before anything is
         # written over it: else a loss of power could bring it back, and the scan would leap over what was written.
-        if head_lsn // FILE_BYTES in self._files:
-            os.pwrite(self._files[head_lsn // FILE_BYTES].fd, bytes(HEADER_BYTES), head_lsn % FILE_BYTES)
+        self._void_head()
         self._sync_all()
         self._open(head_lsn // FILE_BYTES)
         self._thread = threading.Thread(target=self._commit, name=f"commit-{folder.parent.name[:8]}", daemon=True)
