@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -301,10 +302,11 @@ def test_commands_against_a_stopped_backend_say_what_to_do(site: LiveSite) -> No
     """Every command ends with 11 and says how to start the backend; once it runs again everything is as it was."""
     before = site.dpac_json("checkpoints", "shop", "--tag", "first")
     assert "stopped" in site.dpac("stop", "--data", str(site.data)).stdout
-    for command in (["status"], ["target", "list", "--json"]):  # each tries for a while: the backend may be restarting
-        done = site.dpac(*command, status=11)
-        assert "dpac serve" in done.stderr
-        assert done.stdout == ""
+    with ThreadPoolExecutor() as together:  # each tries for a while, because the backend may be restarting
+        commands = (["status"], ["target", "list", "--json"], ["verify", "shop"], ["checkpoint", "shop"])
+        for done in together.map(lambda command: site.dpac(*command, status=11), commands):
+            assert "dpac serve" in done.stderr
+            assert done.stdout == ""
     again = site.dpac("stop", "--data", str(site.data))
     assert "No backend" in again.stdout
     site.start()
