@@ -129,14 +129,20 @@ class LiveSite(Backend):
             f"the volumes of {group} hold all that was written",
         )
 
-    def wait_for_checkpoint(self, group: str, selector: str = "latest", *, after: datetime | None = None) -> Checkpoint:
-        """Until the checkpoint that a selector means is at the target, and was taken after a moment."""
+    def wait_for_checkpoint(
+        self, group: str, selector: str = "latest", *, after: datetime | None = None, as_of_member: str | None = None
+    ) -> Checkpoint:
+        """Until the checkpoint that a selector means is at the target, and was taken after a moment.
+
+        With `as_of_member` that member's cut must be from after the moment too.
+        """
         found: list[Checkpoint] = []
 
         def listed() -> bool:
             with suppress(Unrecoverable, NotFound):
                 checkpoint = self.rest.checkpoint(group, selector)
-                if after is None or checkpoint.time > after:
+                cut = checkpoint.cuts[as_of_member].as_of if as_of_member else None
+                if after is None or (checkpoint.time > after and (cut is None or cut > after)):
                     found.append(checkpoint)
             return bool(found)
 

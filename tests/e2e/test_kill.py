@@ -145,7 +145,7 @@ def test_nothing_acknowledged_is_lost_and_every_checkpoint_is_whole(
     campaign = Campaign(site, chance)
     riders = [
         qemu_rider(site.uri("shop/qemu"), MIB),
-        nbdkit_rider(site.uri("shop/nbdkit"), 2 * MIB, tmp_path / "nbdkit", seed),
+        nbdkit_rider(site.tcp_uri("shop/nbdkit"), 2 * MIB, tmp_path / "nbdkit", seed),
     ]
     with Ledger(site.uri("shop/disk"), BLOCKS, seed) as ledger:
         with ExitStack() as stack:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dpac_api.models import Checkpoint
 from examples.quickstart.orders import read_acknowledged
 from tests.e2e.site import MIB, LiveSite, connected, contents, flush, read, until, write
 
@@ -137,23 +138,40 @@ def test_three_checkpoints_mounted_at_once_hold_what_was_acknowledged_by_then(si
     assert orders_in(shop.folder)
 
 
+def assert_holds_its_cut(site: LiveSite, shop: Shop, checkpoint: Checkpoint) -> None:
+    """The database in a checkpoint is whole, has every order acknowledged by the cut's `as_of`, and none placed later."""
+    with site.mounted("shop", checkpoint.id, "orders") as mount:
+        orders = orders_in(Path(mount.members["orders"]))
+    cut = checkpoint.cuts["orders"]
+    assert cut.kind in ("observed", "barrier")
+    assert cut.as_of is not None
+    assert cut.as_of <= checkpoint.time
+    # The log's times are cut to milliseconds.
+    by_then = {order for order, told in shop.acknowledged if told < cut.as_of - timedelta(milliseconds=1)}
+    assert by_then
+    assert by_then <= set(orders), f"{checkpoint.id}, as of {cut.as_of}, lacks {by_then - set(orders)}"
+    assert max(orders.values()) <= checkpoint.time
+
+
 def test_every_ordinary_checkpoint_holds_what_was_acknowledged_before_its_cut(site: LiveSite, shop: Shop) -> None:
     """Checkpoints nobody asked for: each database is whole, and has every order acknowledged by the cut's `as_of`."""
     began = datetime.now(UTC)
     until(lambda: len(site.rest.checkpoints("shop", after=began).items) >= 5, "five checkpoints have passed")
-    chosen = site.rest.checkpoints("shop", after=began).items[:5]
-    with ExitStack() as stack:
-        for checkpoint in chosen:
-            mount = stack.enter_context(site.mounted("shop", checkpoint.id, "orders"))
-            cut, orders = checkpoint.cuts["orders"], orders_in(Path(mount.members["orders"]))
-            assert cut.kind in ("observed", "barrier")
-            assert cut.as_of is not None
-            assert cut.as_of <= checkpoint.time
-            # The log's times are cut to milliseconds.
-            by_then = {order for order, told in shop.acknowledged if told < cut.as_of - timedelta(milliseconds=1)}
-            assert by_then
-            assert by_then <= set(orders), f"{checkpoint.id}, as of {cut.as_of}, lacks {by_then - set(orders)}"
-            assert max(orders.values()) <= checkpoint.time
+    for checkpoint in site.rest.checkpoints("shop", after=began).items[:5]:
+        assert_holds_its_cut(site, shop, checkpoint)
+
+
+def test_captures_go_on_after_the_worker_was_killed(site: LiveSite, shop: Shop, seed: int) -> None:
+    """kill -9 at random moments of captures: checkpoints before and after it hold their cuts, and the cut moves on."""
+    chance = random.Random(seed)
+    for _ in range(3):
+        shop.wait_for_orders(chance.randrange(1, 60))
+        before = site.wait_for_checkpoint("shop")
+        site.kill("worker-0")
+        killed = datetime.now(UTC)
+        after = site.wait_for_checkpoint("shop", after=killed, as_of_member="orders")
+        for checkpoint in (before, after):
+            assert_holds_its_cut(site, shop, checkpoint)
 
 
 def test_restores_are_what_the_mount_shows(site: LiveSite, shop: Shop, tmp_path: Path, seed: int) -> None:
