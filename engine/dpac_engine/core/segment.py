@@ -142,7 +142,12 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
         raise Corruption("The segment's header does not match its checksum.")
     (_, version, _, epoch, features, optional, group, shard, segment, key, repository, *rest) = _HEADER.unpack(body)
     lsn_from, lsn_to, stamp_from, stamp_to, membership, block_bytes, kind, level, _ = rest
-    if version != FORMAT_VERSION or features & ~SUPPORTED_FEATURES or block_bytes != BLOCK_BYTES or kind not in _KINDS:
+    if (
+        version != FORMAT_VERSION
+        or features & ~int(SUPPORTED_FEATURES)
+        or block_bytes != BLOCK_BYTES
+        or kind not in _KINDS
+    ):
         raise Unsupported(
             f"The segment has format {version}, kind {kind} and features {features:#x}; this build reads format "
             f"{FORMAT_VERSION} and features {int(SUPPORTED_FEATURES):#x}. Use a newer dpac."

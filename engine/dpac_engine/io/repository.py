@@ -316,7 +316,7 @@ def read_info(store: Store) -> RepositoryInfo:
         info = msgspec.json.decode(store.get("repository.json"), type=RepositoryInfo)
     except msgspec.MsgspecError as error:
         raise Corruption(f"repository.json cannot be read: {error}.") from None
-    if info.format != manifest.FORMAT_VERSION or info.features & ~SUPPORTED_FEATURES:
+    if info.format != manifest.FORMAT_VERSION or info.features & ~int(SUPPORTED_FEATURES):
         raise Unsupported(f"The repository has format {info.format}; this build reads {manifest.FORMAT_VERSION}.")
     return info
 
