@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,8 +183,22 @@ def build_control(arguments: ChildArguments) -> FastAPI:
             clock=SystemClock(),
             admin_token=site.admin_token_file,
             greet=greet,
+            crashing=partial(crashing_workers, site.supervisor_file),
         )
     )
+
+
+def crashing_workers(report_file: Path) -> dict[int, str]:
+    """Workers that the supervisor has to start again and again -> how they ended last."""
+    from dpac_engine.control.supervisor_report import SupervisorReport
+
+    report = SupervisorReport.read(report_file)
+    children = report.crashing() if report else {}
+    return {
+        int(name.removeprefix("worker-")): child.last_exit
+        for name, child in children.items()
+        if name.startswith("worker-")
+    }
 
 
 def run_child(role: str, arguments: str) -> int:

@@ -312,6 +312,7 @@ class World:
         self.keyring = FakeKeyring()
         self.recovery = FakeRecovery()
         self.workers = [FakeWorker(self.data) for _ in range(workers)]
+        self.crashing: dict[int, str] = {}
         self.greeted: list[str] = []
 
     @property
@@ -339,6 +340,7 @@ class World:
             clock=self.clock,
             admin_token=self.data / "tokens" / "admin",
             greet=self.greeted.append,
+            crashing=lambda: self.crashing,
             apply_seconds=WAIT_SECONDS,
             retry_seconds=(0.01,),
         )

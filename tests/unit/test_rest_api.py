@@ -202,7 +202,7 @@ def test_several_mistakes_are_all_told(backend: Backend) -> None:
 
 def test_an_unknown_route_and_a_wrong_method_are_errors_of_the_tree(backend: Backend) -> None:
     """No answer is without a code."""
-    error(backend.ask("GET", "/v1/nonsense"), 404, "not_found")
+    error(backend.ask("GET", "/v1/nonsense"), 501, "unsupported")
     error(backend.ask("PATCH", "/v1/groups"), 405, "invalid")
     error(backend.client.put("/v1/groups/shop", content=b"{", headers=HEADERS), 422, "invalid")
 
@@ -235,6 +235,16 @@ def test_a_put_is_served_by_the_worker_when_it_returns(backend: Backend) -> None
     assert list(serving.targets) == ["copies"]
     assert group["members"]["disk"]["nbd_uri"].startswith("nbd+unix:///shop/disk?socket=")
     assert backend.ask("GET", "/v1/groups/shop").json() == group
+
+
+def test_a_worker_that_keeps_dying_is_a_condition_of_its_groups(backend: Backend) -> None:
+    """The status says which worker, how it ended, and where to look."""
+    backend.put_group()
+    backend.world.crashing = {0: "was ended by SIGKILL"}
+    conditions = backend.ask("GET", "/v1/groups/shop/status").json()["conditions"]
+    (crashing,) = [c for c in conditions if c["type"] == "WorkerCrashing"]
+    assert "SIGKILL" in crashing["message"]
+    assert crashing["severity"] == "error"
 
 
 def test_a_put_is_accepted_while_the_worker_is_down_and_served_once_it_is_back(backend: Backend) -> None:

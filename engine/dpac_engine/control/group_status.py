@@ -17,6 +17,7 @@ from dpac_api.models import (
 )
 from dpac_engine.control.moments import moment
 from dpac_engine.control.shipper import Shipper
+from dpac_engine.core import retention
 from dpac_engine.core.checkpoints import CutBody, Mark
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def of(group: Group) -> GroupStatus:
     attached = all(member.state == "Attached" for member in members.values())
     return GroupStatus(
         data_state=max((leg.data_state for leg in legs.values()), key=_WORST.index, default=DataState.CONTINUOUS),
-        sla_state=SlaState.RPO_NOT_MET if late else SlaState.MEETING,
+        sla_state=SlaState.RPO_NOT_MET if late else _history(group),
         protected=seeded and copied and attached and not late and not group.journal_error,
         seeded=seeded,
         checkpoint_sequence=group.state.sequence,
@@ -76,6 +77,18 @@ def of(group: Group) -> GroupStatus:
         conditions=list(_conditions(group)),
         observed_generation=group.assignment.generation,
     )
+
+
+def _history(group: Group) -> SlaState:
+    """Whether every target keeps the history that was asked for: what it may take can make it shorter."""
+    journal, now_ns = group.assignment.spec.journal, group.stamp()
+    for leg in group.legs.values():
+        state = leg.repository
+        if state is None or state.stored_bytes <= journal.size_max.bytes:
+            continue
+        if retention.horizon(state.segments.values(), journal, now_ns).short:
+            return SlaState.HISTORY_NOT_MET
+    return SlaState.MEETING
 
 
 def _seeded(group: Group, ordinal: int) -> bool:
@@ -95,7 +108,7 @@ def _held(leg: Shipper) -> set[int]:
 
 def _leg(leg: Shipper) -> LegStatus:
     state = leg.repository
-    marked = [ref.marks for ref in state.segments.values() if ref.marks] if state else []
+    oldest = _oldest_stamp(leg)
     newest = leg.last_mark if _held(leg) else None
     return LegStatus(
         target=leg.spec.target,
@@ -107,10 +120,21 @@ def _leg(leg: Shipper) -> LegStatus:
         shipped_lsn=leg.memory.cursor,
         latest_checkpoint=newest.id if newest else None,
         latest_checkpoint_time=moment(newest.stamp_ns) if newest else None,
-        oldest_checkpoint_time=moment(min(marks.first_stamp for marks in marked)) if newest and marked else None,
+        oldest_checkpoint_time=moment(oldest) if newest and oldest else None,
         stored_bytes=state.stored_bytes if state else 0,
         message=leg.message,
     )
+
+
+def _oldest_stamp(leg: Shipper) -> int | None:
+    """Of the checkpoints that are recoverable at the target, as its manifests tell: to the segment."""
+    state = leg.repository
+    if state is None:
+        return None
+    begins = [member.ready[0][0] for member in state.members.values() if member.founding and member.ready]
+    first = max(begins, default=0)
+    stamps = [ref.marks.first_stamp for ref in state.segments.values() if ref.marks and ref.lsn_to > first]
+    return min(stamps, default=None)
 
 
 def key(condition: Condition) -> str:

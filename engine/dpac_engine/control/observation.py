@@ -39,6 +39,19 @@ async def observe(
     return status.model_copy(update={"conditions": conditions, "legs": legs})
 
 
+def with_crashing(status: GroupStatus, worker: int, last_exit: str, now: datetime) -> GroupStatus:
+    """The status of a group whose worker dies again and again."""
+    crashing = Condition(
+        type="WorkerCrashing",
+        subject="group",
+        message=f"Worker {worker} keeps dying ({last_exit}); it is started again, with growing pauses. "
+        "The backend's log has the reason.",
+        since=now,
+        severity="error",
+    )
+    return status.model_copy(update={"conditions": [*status.conditions, crashing]})
+
+
 def _own_conditions(
     group: GroupView, keyring: Keyring, problem: tuple[DpacError, datetime] | None, now: datetime
 ) -> list[Condition]:

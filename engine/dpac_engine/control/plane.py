@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +37,7 @@ from dpac_engine.control.catalogue_groups import Host, OnDestroy, delete_group, 
 from dpac_engine.control.catalogue_schema import GroupRow, MountRow, OperationRow
 from dpac_engine.control.catalogue_targets import target_spec
 from dpac_engine.control.drill import Drill
-from dpac_engine.control.observation import observe
+from dpac_engine.control.observation import observe, with_crashing
 from dpac_engine.control.operations import Operations, RunMaker, Stage
 from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
 from dpac_engine.control.recovery import Keyring, Recovery, Signer
@@ -69,6 +69,8 @@ class Deps:
     """The file whose content is accepted as an admin token."""
     greet: Callable[[str], None]
     """Raises Temporary unless an NBD server greets at the URI."""
+    crashing: Callable[[], Mapping[int, str]] = dict
+    """Workers that die again and again -> how they ended last."""
     apply_seconds: float = APPLY_SECONDS
     retry_seconds: Sequence[float] = RETRY_SECONDS
 
@@ -176,7 +178,9 @@ class Plane:
 
     async def _observe(self, group: GroupView) -> GroupStatus:
         problem = self.reconciler.problems.get(group.uid)
-        return await observe(group, self._deps.workers, self._deps.keyring, problem, self.now())
+        status = await observe(group, self._deps.workers, self._deps.keyring, problem, self.now())
+        last_exit = self._deps.crashing().get(group.worker)
+        return status if last_exit is None else with_crashing(status, group.worker, last_exit, self.now())
 
     async def settle(self, name: str) -> None:
         """Give the worker a moment to take up what was just declared."""

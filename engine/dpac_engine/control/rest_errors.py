@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from dpac_api.errors import DpacError, Invalid, NotFound, Temporary
+from dpac_api.errors import DpacError, Invalid, Temporary, Unsupported
 from dpac_engine.control.property_paths import invalid
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,12 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return _answer(NotFound(f"There is no route {request.url.path}. See /openapi.json for those there are."))
+        # Not NotFound: a client of another version must not take it for "this thing is gone".
+        return _answer(
+            Unsupported(
+                f"This backend has no route {request.url.path}. Upgrade it, or see /openapi.json for the routes it has."
+            )
+        )
     return _answer(Invalid(f"{request.method} {request.url.path}: {error.detail}."), error.status_code)
 
 
