@@ -1,0 +1,33 @@
+"""The results as a page."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+
+def render(rows: Sequence[dict[str, Any]]) -> str:
+    """docs/benchmarks.md."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `make bench`: ours and the peers in one run on one machine, short loads interleaved and repeated, medians.",
+        "Compare the ratios; single figures are the machine's. Ours is a protected volume with an async leg to a file system on",
+        "the same disk (sealing, compressing and encrypting meanwhile); the peers protect nothing.",
+        "",
+        f"Run on {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}.",
+        "",
+        "| what | dpac | peer | ratio | goal | met |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for row in rows:
+        digits = 2 if row["unit"] == "s" else 0
+        ours = f"{row['ours']:,.{digits}f} {row['unit']}"
+        peer = f"{row['peer_name']} {row['peer']:,.{digits}f} {row['unit']}" if row["peer"] is not None else "-"
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] is not None else "-"
+        met = {True: "yes", False: "no", None: "-"}[row["met"]]
+        lines.append(f"| {row['name']} | {ours} | {peer} | {ratio} | {row['goal'] or '-'} | {met} |")
+    return "\n".join(lines) + "\n"
