@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from dpac_engine.core.image import VolumeImage
+from dpac_engine.io.holes import punch_hole
 from dpac_engine.io.nbd.export import Change, Extent
 
 BLOCK_BYTES = 4096
@@ -53,16 +54,26 @@ class MountedVolume:
                 at = stop
 
     def _put(self, offset: int, length: int, data: memoryview | None) -> None:
-        view = memoryview(bytes(length)) if data is None else data
-        while view:
-            written = os.pwrite(self._data, view, offset)
-            view, offset = view[written:], offset + written
-        for block in range((offset - length) // BLOCK_BYTES, -(-offset // BLOCK_BYTES)):
+        if data is None:
+            punch_hole(self._data, offset, length)
+        else:
+            view, at = data, offset
+            while view:
+                written = os.pwrite(self._data, view, at)
+                view, at = view[written:], at + written
+        self._note(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES))
+
+    def _note(self, first: int, end: int) -> None:
+        """Blocks `[first, end)` are in the overlay from now on; a discarded gigabyte is 262,144 of them."""
+        whole, stop = -(-first // 8), end // 8
+        if whole < stop:
+            self._bitmap[whole:stop] = b"\xff" * (stop - whole)
+        for block in (*range(first, min(whole * 8, end)), *range(max(stop * 8, min(whole * 8, end)), end)):
             self._bitmap[block >> 3] |= 1 << (block & 7)
 
     def _bring(self, block: int) -> None:
         start = block * BLOCK_BYTES
-        os.pwrite(self._data, self._image.read(start, min(BLOCK_BYTES, self.size_bytes - start)), start)
+        os.pwrite(self._data, self._read_image(start, min(BLOCK_BYTES, self.size_bytes - start)), start)
 
     def flush(self, done: Callable[[OSError | None], None]) -> None:
         """See `Export.flush`."""
@@ -139,7 +150,8 @@ class MountedVolume:
             close()
         self._bitmap.close()
         os.close(self._bitmap_file)
-        os.close(self._data)
+        data, self._data = self._data, -1  # whoever still comes meets EBADF, not another file
+        os.close(data)
 
 
 def _sparse(path: Path, size_bytes: int) -> int:
