@@ -1,6 +1,6 @@
 """A directory member: every stable version of every file in a tree, journalled.
 
-Changes are hinted by inotify and captured within about a second; a full scan, at start and every minute, is the truth.
+Changes are hinted by inotify and captured within about a second; a full scan, at start and every few seconds, is the truth.
 docs/directories.md says what is captured and how exact it is.
 """
 
@@ -38,8 +38,10 @@ _RETRY_SECONDS_MAX = 60.0
 class ScanSettings(NamedTuple):
     """How a tree is looked at."""
 
-    interval_seconds: float = 60.0
-    """From one full scan to the next, at least."""
+    interval_seconds: float = 5.0
+    """From one full scan to the next, at least: `as_of` of the checkpoints in between is at most that old."""
+    scan_share_max: float = 0.03
+    """Of one core, spent on full scans: a tree that takes 2 s to scan is scanned every minute."""
     gather_seconds: float = 0.3
     """Hints are gathered so long before they are captured."""
     rest_factor: float = 4.0
@@ -343,7 +345,8 @@ class DirectoryMember:
                 self._rest_until = rested
         if hints is None:
             self._skew_seconds = took
-            self._scan_due = max(self._now() + self.settings.interval_seconds, self._scan_rest_until)
+            idle = max(self.settings.interval_seconds, took / self.settings.scan_share_max)
+            self._scan_due = max(self._now() + idle, self._scan_rest_until)
         if self._index.scanned_ns is not None:
             self._enter("Attached", "")
         self._plan_retries()
