@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dpac_api.errors import Conflict, Temporary
-from dpac_api.models import DataState, GroupStatus, LegSpec, TargetSpec
+from dpac_api.models import DataState, GroupStatus, LegSpec, SlaState, TargetSpec
 from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
 from dpac_engine.control import shipper as shipper_module
@@ -117,7 +117,8 @@ class Site:
                 "targets": {name: {"kind": "filesystem", "path": f"/{name}"} for name in self.targets},
             }
         )
-        journal = made.spec.journal.model_copy(update={"spool_max": self.changes.get("spool_max", Size("128MiB"))})
+        limits = {"spool_max": Size("128MiB"), "size_max": Size("16GiB")}
+        journal = made.spec.journal.model_copy(update={name: self.changes.get(name, limits[name]) for name in limits})
         return made.model_copy(update={"spec": made.spec.model_copy(update={"journal": journal})})
 
     def group(self, **changes: Any) -> Group:
@@ -139,8 +140,11 @@ class Site:
 
     async def kill(self, group: Group) -> None:
         """End it as a kill would: nothing is drained, stored or told; only its threads end."""
-        for task in [*group._tasks, *(task for member in group.members.values() for task in member._tasks)]:
+        tasks = [*group._tasks, *(task for member in group.members.values() for task in member._tasks)]
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(group._storing.acquire)  # a thread of it may still be at work
         for leg in group.legs.values():
             await leg.stop()
         for member in group.members.values():
@@ -541,6 +545,22 @@ def _break(patches: pytest.MonkeyPatch, failure: str) -> None:
 
     patches.setattr(os, "fdatasync", fdatasync)
     patches.setattr(os, "pwritev", pwritev)
+
+
+def test_a_history_that_does_not_fit_is_shown(tmp_path: Path, seed: int) -> None:
+    """While a target keeps less than the history that was asked for, the group's SLA is not met."""
+
+    async def story(site: Site) -> None:
+        group = site.group(size_max=Size("64KiB"))
+        await group.start()
+        assert (await protected(group)).sla_state == SlaState.MEETING
+        for number in range(4):
+            write(group, 0, random.Random(seed + number).randbytes(32768))
+            await shipped(group, tag=f"t{number}")
+        await until(lambda: group.status().sla_state == SlaState.HISTORY_NOT_MET)
+        assert group.status().protected
+
+    run(tmp_path, story)
 
 
 def test_what_a_failed_file_lacks_stays_in_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

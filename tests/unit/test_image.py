@@ -1,0 +1,91 @@
+"""Images: which rows count at a checkpoint, at the edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dpac_api.errors import Corruption, NotFound
+from dpac_engine.core.image import TreeImage, VolumeImage
+from dpac_engine.core.records import Flags, Keyspace, Kind
+from dpac_engine.core.segment import ROW, RowArray
+
+Row = tuple[int, int, int, int, int, bytes, tuple[int, bytes] | None]
+
+
+class Rows:
+    """A segment in memory: (kind, flags, lsn, offset, length, payload, key) of member 1."""
+
+    def __init__(self, *rows: Row) -> None:
+        self.stream, made = b"", []
+        for kind, flags, lsn, offset, length, payload, _ in rows:
+            made.append((kind, flags, 0, 1, lsn, 0, offset, length, len(self.stream), len(payload)))
+            self.stream += payload
+        self.rows: RowArray = np.array(made, ROW)
+        self.keys = [key for *_, key in rows if key is not None]
+
+    def read(self, position: int, length: int) -> bytes:
+        return self.stream[position : position + length]
+
+
+def size(lsn: int, length: int) -> Row:
+    """A resize record."""
+    return (Kind.RESIZE, 0, lsn, 0, length, b"", None)
+
+
+def data(lsn: int, offset: int, payload: bytes, *, kind: int = Kind.WRITE, flags: int = 0) -> Row:
+    """A write or fill record."""
+    return (kind, flags, lsn, offset, len(payload), payload, None)
+
+
+def test_a_checkpoint_holds_exactly_the_records_before_it() -> None:
+    """The log's record at its own LSN is not in it; a seed's row at that LSN is."""
+    rows = Rows(
+        size(1, 4), data(10, 0, b"aa"), data(20, 0, b"bb"), data(20, 2, b"ss", kind=Kind.FILL, flags=Flags.SEED)
+    )
+    assert [VolumeImage([rows], 1, lsn).read(0, 4) for lsn in (19, 20, 21)] == [b"aa\0\0", b"aass", b"bbss"]
+
+
+def test_a_seed_never_overrides_a_record_of_its_own_lsn() -> None:
+    """The fill tells the state before the record."""
+    rows = Rows(size(1, 2), data(20, 0, b"new"[:2]), data(20, 0, b"old"[:2], kind=Kind.FILL, flags=Flags.SEED))
+    assert VolumeImage([rows], 1, 30).read(0, 2) == b"ne"
+
+
+def test_segments_may_come_in_any_order_of_lsn() -> None:
+    """Rows fold by LSN, wherever they lie."""
+    late, early = Rows(data(30, 1, b"L")), Rows(size(1, 3), data(10, 0, b"EEE"))
+    for segments in ([late, early], [early, late]):
+        assert VolumeImage(segments, 1, 99).read(0, 3) == b"ELE"
+
+
+def test_a_reset_voids_what_was_before() -> None:
+    """Data and keys; and a device without a size since then is none."""
+    reset: Row = (Kind.RESET, 0, 20, 0, 0, b"", None)
+    put: Row = (Kind.PUT, 0, 5, 0, 0, b"v", (Keyspace.ENTRY, b"k"))
+    rows = Rows(size(1, 4), put, data(10, 0, b"aaaa"), reset, size(21, 4), data(22, 1, b"b"))
+    assert VolumeImage([rows], 1, 99).read(0, 4) == b"\0b\0\0"
+    assert dict(TreeImage([rows], 1, 20).entries()) == {b"k": b"v"}
+    assert dict(TreeImage([rows], 1, 99).entries()) == {}
+    with pytest.raises(NotFound, match="not yet protected"):
+        VolumeImage([rows], 1, 21)
+
+
+def test_extents_are_what_is_stored() -> None:
+    """Zeroed and unwritten ranges are left out; the device ends at its size."""
+    zero: Row = (Kind.ZERO, 0, 20, 2, 2, b"", None)
+    rows = Rows(size(1, 10), data(10, 0, b"abcdef"), zero, data(30, 8, b"wxyz"))
+    image = VolumeImage([rows], 1, 99)
+    assert list(image.extents()) == [(0, 2), (4, 2), (8, 2)]
+    assert image.read(0, 10) == b"ab\0\0ef\0\0wx"
+
+
+def test_a_missing_chunk_is_corruption_and_an_empty_value_is_one() -> None:
+    """A reference to what is not stored is never served as nothing."""
+    rows = Rows(
+        (Kind.PUT, 0, 5, 0, 0, b"", (Keyspace.CHUNK, b"empty")), (Kind.DELETE, 0, 6, 0, 0, b"", (Keyspace.CHUNK, b"x"))
+    )
+    image = TreeImage([rows], 1, 99)
+    assert image.read_chunk(b"empty") == b""
+    with pytest.raises(Corruption, match="not stored"):
+        image.read_chunk(b"x")
