@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -74,6 +75,7 @@ class Group:
         self._changed_since_ns = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._applying = asyncio.Lock()
+        self._storing = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._stamps = Stamps()
         self.spool: Spool
@@ -385,7 +387,8 @@ class Group:
         self.spool.release(keep)
 
     def _store_state(self) -> None:
-        replace_file(self.folder / "state.json", group_state.encode(self.state))
+        with self._storing:
+            replace_file(self.folder / "state.json", group_state.encode(self.state))
 
     def _remember(self) -> None:
         # Called when the journal has just failed: its disk may be this one.
