@@ -95,7 +95,9 @@ class LiveSite(Backend):
 
     # ------------------------------------------------------------------ groups
 
-    def protect(self, group: str, members: dict[str, Any], *, rpo: str = "1s") -> None:
+    def protect(
+        self, group: str, members: dict[str, Any], *, rpo: str = "1s", journal: dict[str, str] | None = None
+    ) -> None:
         """Declare a group with a leg to `copies`, and wait until it is protected."""
         copies = self.folder / "copies"
         if not copies.is_dir():
@@ -107,7 +109,7 @@ class LiveSite(Backend):
                     "name": group,
                     "members": members,
                     "replication": {"copies": {"target": "copies", "rpo": rpo}},
-                    "journal": {"history": "1h", "spool_max": "512MiB"},
+                    "journal": {"history": "1h", "spool_max": "512MiB", **(journal or {})},
                 }
             )
         )
