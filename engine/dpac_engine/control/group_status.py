@@ -94,7 +94,7 @@ def _history(group: Group) -> SlaState:
 def _seeded(group: Group, ordinal: int) -> bool:
     """The member is whole at every leg, and in a checkpoint there: one made before it was whole does not hold it."""
     return bool(group.legs) and all(
-        ordinal in _held(leg) and leg.members[ordinal].is_ready for leg in group.legs.values()
+        not leg.memory.lost and ordinal in _held(leg) and leg.members[ordinal].is_ready for leg in group.legs.values()
     )
 
 
