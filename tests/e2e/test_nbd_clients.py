@@ -193,6 +193,7 @@ def test_fio_verifies_what_it_wrote(uri: str, disk: MemoryExport, block: str) ->
         f"--size={size}",
         "--fsync=64",
         "--verify=crc32c",
+        "--verify_state_save=0",
         "--do_verify=1",
         "--output-format=json",
     ]

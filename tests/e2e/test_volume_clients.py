@@ -182,6 +182,7 @@ def test_fio_verifies_what_several_jobs_wrote(site: LiveSite, group: str, block:
         f"--offset_increment={share}",
         "--fsync=64",
         "--verify=crc32c",
+        "--verify_state_save=0",
         "--do_verify=1",
         "--verify_fatal=1",
         "--output-format=json",
