@@ -84,9 +84,7 @@ def _history(group: Group) -> SlaState:
     journal, now_ns = group.assignment.spec.journal, group.stamp()
     for leg in group.legs.values():
         state = leg.repository
-        if state is None or state.stored_bytes <= journal.size_max.bytes:
-            continue
-        if retention.horizon(state.segments.values(), journal, now_ns).short:
+        if state is not None and retention.is_short(state.segments.values(), journal, now_ns):
             return SlaState.HISTORY_NOT_MET
     return SlaState.MEETING
 

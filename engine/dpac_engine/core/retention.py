@@ -22,6 +22,10 @@ MERGE_FRACTION_MIN = 0.25
 """... that hold at least this share of what is merged already, so that a base is not rewritten for a trifle."""
 
 
+SIZE_FRACTION_LEFT = 0.8
+"""Merging for size goes down to this share of the limit."""
+
+
 class Horizon(NamedTuple):
     """Where the history ends: every checkpoint after `stamp_ns` stays. `short`: size alone made it later than asked."""
 
@@ -40,17 +44,32 @@ class Merge(NamedTuple):
 
 
 def horizon(refs: Iterable[SegmentRef], journal: JournalSpec, now_ns: int) -> Horizon:
-    """Where the history ends, by age and by what its log segments take."""
-    by_age = now_ns - int(journal.history.seconds * 1e9)
-    total, by_size = 0, by_age
-    for ref in sorted(refs, key=lambda ref: ref.lsn_to, reverse=True):
-        if ref.kind != SegmentKind.LOG:
-            continue
-        total += ref.bytes
-        if total > journal.size_max.bytes:
-            by_size = max(by_size, ref.stamp_to)
-            break
+    """Where the history ends, by age and by what its log segments take.
+
+    Over the size limit it ends at `SIZE_FRACTION_LEFT` of it, so that the next merge is not due with the next segment.
+    """
+    by_age = _by_age(journal, now_ns)
+    logs = sorted((ref for ref in refs if ref.kind == SegmentKind.LOG), key=lambda ref: ref.lsn_to, reverse=True)
+    limit, total, by_size = journal.size_max.bytes, 0, by_age
+    if sum(ref.bytes for ref in logs) > limit:
+        for ref in logs:
+            total += ref.bytes
+            if total > SIZE_FRACTION_LEFT * limit:
+                by_size = max(by_size, ref.stamp_to)
+                break
     return Horizon(max(by_age, by_size), by_size > by_age)
+
+
+def is_short(refs: Iterable[SegmentRef], journal: JournalSpec, now_ns: int) -> bool:
+    """Whether the size limit cost history that was asked for: something younger than it is merged already, or due."""
+    refs = list(refs)
+    by_age = _by_age(journal, now_ns)
+    merged = any(ref.kind == SegmentKind.MERGED and ref.stamp_to > by_age for ref in refs)
+    return merged or horizon(refs, journal, now_ns).short
+
+
+def _by_age(journal: JournalSpec, now_ns: int) -> int:
+    return now_ns - int(journal.history.seconds * 1e9)
 
 
 def plan(
