@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -109,13 +110,25 @@ def test_a_wrong_name_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_long_path_gets_a_short_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sockets of a deep data folder lie in XDG_RUNTIME_DIR, at the same place at every start."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "x"))
-    (tmp_path / "x").mkdir()
-    data = tmp_path / ("d" * 100)
-    site = made(data)
-    assert site.run == tmp_path / "x" / f"dpac-{site.site_uid[:16]}"
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert made(data).run == site.run
+    with tempfile.TemporaryDirectory(prefix="x") as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        data = tmp_path / ("d" * 100)
+        site = made(data)
+        assert site.run == Path(runtime) / f"dpac-{site.site_uid[:16]}"
+        monkeypatch.delenv("XDG_RUNTIME_DIR")
+        assert made(data).run == site.run
+
+
+def test_a_runtime_folder_that_is_too_long_itself_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temp folder serves then."""
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    with tempfile.TemporaryDirectory(prefix="x") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        assert made(tmp_path / ("d" * 100)).run.parent == Path(short)
 
 
 def test_a_run_folder_can_be_chosen_and_stays(tmp_path: Path) -> None:

@@ -192,8 +192,9 @@ class Site:
 
 def _short_run_folder(site_uid: str) -> Path:
     """Where sockets go when the data folder's path is too long: the same place at every start."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base if base and Path(base).is_dir() else tempfile.gettempdir()) / f"dpac-{site_uid[:16]}"
+    bases = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()]
+    folders = [Path(base) / f"dpac-{site_uid[:16]}" for base in bases if base and Path(base).is_dir()]
+    return next((folder for folder in folders if unix_path_fits(folder / _LONGEST_SOCKET)), folders[-1])
 
 
 def _require_private(run: Path) -> None:
