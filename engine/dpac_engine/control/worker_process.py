@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,11 @@ class WorkerParts:
     """Called last, when nothing runs any more."""
 
 
+SWITCH_SECONDS = 0.0005
+"""How long a sealing or write-behind thread may hold the interpreter while the event loop, after each of its system calls,
+waits for it: the default of 5 ms is what a client's slowest writes would then take."""
+
+
 def run_worker(
     arguments: ChildArguments, build: Callable[[ChildArguments], WorkerParts], load: Callable[[], None]
 ) -> int:
@@ -50,6 +56,7 @@ def run_worker(
     began = time.monotonic()
     threading.excepthook = _end_with_thread
     log_to(arguments.name, arguments.log_folder)
+    sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(_serve(arguments, build, began))
     return 0
 
