@@ -29,7 +29,7 @@ from dpac_engine.io.files import sync_folder
 FILE_BYTES = 32 * 2**20
 IOV_MAX = 1024
 SPARE_FILES = 2
-"""Recycled files kept ready, so that the append path never allocates."""
+"""Recycled files kept ready at least, so that the append path never allocates."""
 _PADDING = bytes(ALIGNMENT_BYTES)
 _ZEROES = bytes(2**20)
 
@@ -306,17 +306,20 @@ class Spool:
     def release(self, lsn: int) -> None:
         """Everything before `lsn` is needed no more: whole files of it are recycled."""
         self.released_lsn = max(self.released_lsn, lsn)
-        for index in sorted(self._files):
-            if (index + 1) * FILE_BYTES > min(self.released_lsn, self.durable_lsn):
-                return
+        free = min(self.released_lsn, self.durable_lsn)
+        released = [index for index in sorted(self._files) if (index + 1) * FILE_BYTES <= free]
+        for index in released:
             file = self._files.pop(index)
             file.close()
-            if len(self._spares) < SPARE_FILES:
+            # As many as one call frees are used until the next: a busy group allocates nothing.
+            if len(self._spares) < max(SPARE_FILES, len(released)):
                 spare = file.path.with_suffix(".spare")
                 os.replace(file.path, spare)
                 self._spares.append(spare)
             else:
                 file.path.unlink()
+        while not released and len(self._spares) > SPARE_FILES:
+            self._spares.pop().unlink()
 
     def stop(self) -> None:
         """Make what was appended durable and end the commit thread."""
