@@ -24,7 +24,20 @@ T = TypeVar("T")
 PAGE = 100
 RETRY_SECONDS = 10.0
 """How long a command tries again while the backend is away."""
-_NEVER_WRAPPED = ("STATE", "CHECKPOINT", "TIME", "BEGAN", "OPERATION", "MOUNT", "GROUP", "LEG", "TARGET", "RPO", "LAG", "OF")
+_NEVER_WRAPPED = (
+    "STATE",
+    "CHECKPOINT",
+    "TIME",
+    "BEGAN",
+    "OPERATION",
+    "MOUNT",
+    "GROUP",
+    "LEG",
+    "TARGET",
+    "RPO",
+    "LAG",
+    "OF",
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with times in UTC; its shape is stable (docs/cli.md).")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="Items on a page.")]
