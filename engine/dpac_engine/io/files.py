@@ -1,9 +1,13 @@
-"""Small files that are replaced whole: a reader, or a crash, sees the old content or the new, never a part."""
+"""What files need beyond the standard library: replaced whole, folders synced, writes completed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+IOV_MAX = 1024
+"""Parts that one system call takes (Linux)."""
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -42,3 +46,16 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
         return
     path.mkdir(mode=mode, exist_ok=True)
     sync_folder(path.parent)
+
+
+def write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
+    """Write the parts one after the other from `offset` on, all of them, whatever the kernel takes at once. Raises OSError."""
+    for begin in range(0, len(parts), IOV_MAX):
+        batch = parts[begin : begin + IOV_MAX]
+        wanted = sum(map(len, batch))
+        written = os.pwritev(descriptor, batch, offset)
+        if written != wanted:
+            rest = memoryview(b"".join(batch))[written:]
+            while rest:
+                rest = rest[os.pwrite(descriptor, rest, offset + wanted - len(rest)) :]
+        offset += wanted

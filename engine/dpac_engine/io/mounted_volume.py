@@ -14,8 +14,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from dpac_engine.core.image import VolumeImage
+from dpac_engine.io.files import write_all
 from dpac_engine.io.holes import punch_hole
-from dpac_engine.io.nbd.export import Change, Extent
+from dpac_engine.io.nbd.export import Change, Extent, as_os_error
 
 BLOCK_BYTES = 4096
 
@@ -57,10 +58,7 @@ class MountedVolume:
         if data is None:
             punch_hole(self._data, offset, length)
         else:
-            view, at = data, offset
-            while view:
-                written = os.pwrite(self._data, view, at)
-                view, at = view[written:], at + written
+            write_all(self._data, [data], offset)
         self._note(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES))
 
     def _note(self, first: int, end: int) -> None:
@@ -78,7 +76,7 @@ class MountedVolume:
     def flush(self, done: Callable[[OSError | None], None]) -> None:
         """See `Export.flush`."""
         future = self._loop.run_in_executor(self._executor, self._sync)
-        future.add_done_callback(lambda outcome: done(_as_os_error(outcome.exception())))
+        future.add_done_callback(lambda outcome: done(as_os_error(outcome.exception())))
 
     def _sync(self) -> None:
         os.fdatasync(self._data)
@@ -159,7 +157,3 @@ def _sparse(path: Path, size_bytes: int) -> int:
     if os.fstat(descriptor).st_size != size_bytes:
         os.ftruncate(descriptor, size_bytes)
     return descriptor
-
-
-def _as_os_error(error: BaseException | None) -> OSError | None:
-    return error if error is None or isinstance(error, OSError) else OSError(5, str(error))

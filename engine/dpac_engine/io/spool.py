@@ -24,10 +24,9 @@ from typing import NamedTuple
 from dpac_api.errors import Corruption
 from dpac_engine.core import records
 from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind
-from dpac_engine.io.files import sync_folder
+from dpac_engine.io.files import sync_folder, write_all
 
 FILE_BYTES = 32 * 2**20
-IOV_MAX = 1024
 SPARE_FILES = 2
 """Recycled files kept ready at least, so that the append path never allocates."""
 _PADDING = bytes(ALIGNMENT_BYTES)
@@ -165,16 +164,7 @@ class Spool:
     def _write(self, iov: list[bytes | memoryview], lsn: int) -> None:
         if not iov:
             return
-        file, at = self._open(lsn // FILE_BYTES), lsn % FILE_BYTES
-        for begin in range(0, len(iov), IOV_MAX):
-            batch = iov[begin : begin + IOV_MAX]
-            wanted = sum(map(len, batch))
-            written = os.pwritev(file.fd, batch, at)
-            if written != wanted:
-                rest = memoryview(b"".join(batch))[written:]
-                while rest:
-                    rest = rest[os.pwrite(file.fd, rest, at + wanted - len(rest)) :]
-            at += wanted
+        write_all(self._open(lsn // FILE_BYTES).fd, iov, lsn % FILE_BYTES)
 
     def _pad(self, lsn: int, room_end: int, stamp: int) -> None:
         """Fill the file's end with a pad record, if there is room left in it."""

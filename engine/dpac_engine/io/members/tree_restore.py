@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Invalid, Temporary
 from dpac_engine.core.entries import ROOT, Entry, EntryType, decode_entry, digest_of
+from dpac_engine.io.files import sync_folder
 from dpac_engine.io.members.beneath import Beneath, split
 
 ReadChunk = Callable[[bytes], bytes]
@@ -114,7 +115,7 @@ def _publish(partial: Path, to: Path, root: Entry | None) -> None:
         partial.rmdir()
     else:
         os.rename(partial, to)
-        _sync_folder(to.parent)
+        sync_folder(to.parent)
     fd = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if root is not None:
@@ -261,14 +262,6 @@ def _sync(fd: int) -> None:
     if libc.syncfs(fd) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _of_dpac(error: OSError, to: Path) -> DpacError:

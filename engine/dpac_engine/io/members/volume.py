@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from dpac_api.errors import Conflict, Invalid, NotFound
 from dpac_engine.core.records import HEADER_BYTES, Header, Kind
+from dpac_engine.io.files import write_all
 from dpac_engine.io.holes import data_ranges, punch_hole
 from dpac_engine.io.members.overlay import Overlay
-from dpac_engine.io.nbd.export import Change, ChangeKind, Extent, Stopped
+from dpac_engine.io.nbd.export import Change, ChangeKind, Extent, Stopped, as_os_error
 from dpac_engine.io.spool import Entry, Spool
 
 RECORD_BYTES_MAX = 4 * 2**20
@@ -31,7 +32,6 @@ POLL_SECONDS = 0.05
 PENDING_RECORDS_MAX = 32_768
 AGE_SECONDS_MAX = 2.0
 SEED_TRIES = 3
-IOV_MAX = 1024
 
 _KINDS = {ChangeKind.WRITE: Kind.WRITE, ChangeKind.ZERO: Kind.ZERO, ChangeKind.TRIM: Kind.TRIM}
 
@@ -226,7 +226,7 @@ class Volume:
             done(self.error or Stopped())
         elif self.bypass:
             future = self._loop.run_in_executor(self._executor, os.fdatasync, self._fd)
-            future.add_done_callback(lambda outcome: done(_os_error(outcome.exception())))
+            future.add_done_callback(lambda outcome: done(as_os_error(outcome.exception())))
         else:
             self._spool.when_durable(self._spool.head_lsn, lambda error: self._flushed(error, done))
 
@@ -425,15 +425,15 @@ class Volume:
         run: list[memoryview] = []
         run_offset = run_end = -1
         for _, kind, offset, length, position, _ in batch:
-            if kind != Kind.WRITE or offset != run_end or len(run) >= IOV_MAX:
-                _pwritev(self._fd, run, run_offset)
+            if kind != Kind.WRITE or offset != run_end:
+                write_all(self._fd, run, run_offset)
                 run, run_offset, run_end = [], offset, offset
             if kind == Kind.WRITE:
                 run.append(self._spool.view(position, length))
                 run_end = offset + length
             else:
                 punch_hole(self._fd, offset, min(length, self.size_bytes - offset))
-        _pwritev(self._fd, run, run_offset)
+        write_all(self._fd, run, run_offset)
 
     @property
     def low_lsn(self) -> int:
@@ -482,7 +482,7 @@ class Volume:
         try:
             for kind, offset, length, data in changes:
                 if kind == ChangeKind.WRITE and data is not None:
-                    _pwritev(self._fd, [data], offset)
+                    write_all(self._fd, [data], offset)
                 else:
                     punch_hole(self._fd, offset, length)
         except OSError as error:
@@ -552,18 +552,3 @@ def _pread(descriptor: int, offset: int, length: int) -> bytes:
             return data + bytes(length - len(data))
         data += more
     return data
-
-
-def _pwritev(descriptor: int, parts: Sequence[memoryview], offset: int) -> None:
-    if not parts:
-        return
-    wanted = sum(map(len, parts))
-    written = os.pwritev(descriptor, parts, offset)
-    if written < wanted:
-        rest = memoryview(b"".join(parts))[written:]
-        while rest:
-            rest = rest[os.pwrite(descriptor, rest, offset + wanted - len(rest)) :]
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    return error if error is None or isinstance(error, OSError) else OSError(5, str(error))

@@ -94,3 +94,8 @@ class Exports(Protocol):
 
     def find(self, name: str) -> Export | None:
         """The export of that name, or None."""
+
+
+def as_os_error(error: BaseException | None) -> OSError | None:
+    """What `Export.flush` tells of a sync that ended so."""
+    return error if error is None or isinstance(error, OSError) else OSError(errno.EIO, str(error))

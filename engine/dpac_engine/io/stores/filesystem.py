@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temporary
+from dpac_engine.io.files import sync_folder
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _SCRATCH = ".tmp"
@@ -28,7 +29,7 @@ class FilesystemStore:
         path = self._path(key)
         with _mapped(f"write {key}", self.root), self._written_aside(path, data) as aside:
             os.replace(aside, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.create`: `link` fails where the name is taken, atomically, on NFS too."""
@@ -38,7 +39,7 @@ class FilesystemStore:
                 os.link(aside, path)
             except FileExistsError:
                 raise Conflict(f"Object {key} exists already in {self.root}.") from None
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """See `core.ports.Store.get`."""
@@ -73,7 +74,7 @@ class FilesystemStore:
         path = self._path(key)
         with _mapped(f"delete {key}", self.root), contextlib.suppress(FileNotFoundError):
             path.unlink()
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def _path(self, key: str) -> Path:
         if len(key) > 512 or not _KEY.fullmatch(key) or ".." in key.split("/") or key.startswith(_SCRATCH):
@@ -106,7 +107,7 @@ def _make_folders(root: Path, folder: Path) -> None:
         folder = folder.parent
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
-        _sync_folder(new.parent)
+        sync_folder(new.parent)
 
 
 def _files_below(folder: Path, prefix: str) -> Iterator[str]:
@@ -120,14 +121,6 @@ def _files_below(folder: Path, prefix: str) -> Iterator[str]:
                 yield from _files_below(Path(entry.path), f"{prefix}{entry.name}/")
         else:
             yield f"{prefix}{entry.name}"
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
