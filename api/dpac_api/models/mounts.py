@@ -1,0 +1,29 @@
+"""Mounts: checkpoints opened for use."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field
+
+from dpac_api.models.fields import Model, Name, RequestId, Selector
+
+
+class MountRequest(Model):
+    """Open a checkpoint for use at once: volumes as writable NBD exports, directories as a folder."""
+
+    request_id: RequestId
+    at: Selector = "latest"
+    member: Name | None = Field(default=None, description="None: every member.")
+    target: Name | None = None
+
+
+class Mount(Model):
+    """A checkpoint opened for use."""
+
+    id: str
+    group: str
+    checkpoint: str
+    checkpoint_time: datetime
+    members: dict[str, str] = Field(description="Member -> NBD URI (volumes) or path (directories).")
+    created: datetime

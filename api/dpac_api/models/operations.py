@@ -1,0 +1,137 @@
+"""Operations: verbs at work on a group, and what they report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from dpac_api.models.fields import AbsolutePath, Model, Name, RequestId, Selector, bounded
+from dpac_api.quantities import Duration
+
+
+class DrillRequest(Model):
+    """Rehearse recovery from a target without touching the application."""
+
+    request_id: RequestId
+    at: Selector = "latest"
+    target: Name | None = Field(
+        default=None, description="The leg's target to recover from; None: the first that has the checkpoint."
+    )
+    rto: Annotated[Duration, bounded("1s", "30d")] | None = Field(
+        default=None, description="The drill fails if it takes longer."
+    )
+
+
+class RestoreRequest(Model):
+    """Write one member, as it was at a checkpoint, to a new path."""
+
+    request_id: RequestId
+    member: Name
+    to: AbsolutePath = Field(description="A path that does not exist yet, or an empty directory.")
+    at: Selector = "latest"
+    target: Name | None = None
+
+
+class VerifyRequest(Model):
+    """Read back what the targets hold and check every byte of it."""
+
+    request_id: RequestId
+    target: Name | None = Field(default=None, description="None: every leg's.")
+
+
+class Phase(StrEnum):
+    """Where an operation is."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class OperationStep(Model):
+    """One step of an operation's plan."""
+
+    name: str
+    state: Literal["pending", "running", "done", "failed"]
+    message: str = ""
+    started: datetime | None = None
+    finished: datetime | None = None
+
+
+class Operation(Model):
+    """A verb at work on a group: journalled, its own object, never a sticky field."""
+
+    id: str
+    kind: Literal["Drill", "Restore", "Verify", "Checkpoint"]
+    group: Name
+    phase: Phase
+    steps: list[OperationStep] = []
+    request: dict[str, Any] = {}
+    result: dict[str, Any] = Field(
+        default={}, description="The report: DrillReport, RestoreReport, VerifyReport or Checkpoint."
+    )
+    error: str | None = None
+    created: datetime
+    finished: datetime | None = None
+
+
+class MemberDrill(Model):
+    """A member in a drill."""
+
+    opened_seconds: float = Field(description="Until its first byte could be read.")
+    checked_bytes: int
+    checks: dict[str, str] = Field(default={}, description="Check -> what it found; `ok` if nothing.")
+
+
+class DrillReport(Model):
+    """What a drill proved. Signed with the site's Ed25519 key over the canonical JSON of every other field."""
+
+    group: str
+    group_uid: str
+    site_uid: str
+    target: str
+    checkpoint: str
+    checkpoint_time: datetime
+    consistency: Literal["crash", "app"]
+    started: datetime
+    finished: datetime
+    rpo_seconds: float = Field(description="Age of the checkpoint when the drill began.")
+    rto_seconds: float = Field(description="From the start until every member was open, read in full and checked.")
+    rto_goal_seconds: float | None = None
+    members: dict[str, MemberDrill]
+    passed: bool
+    findings: list[str] = []
+    public_key: str = Field(default="", description="Base64, raw Ed25519.")
+    signature: str = Field(default="", description="Base64.")
+
+
+class RestoreReport(Model):
+    """What a restore wrote."""
+
+    checkpoint: str
+    member: str
+    to: str
+    bytes_written: int
+    seconds: float
+
+
+class VerifyFinding(Model):
+    """Something a target holds that is not what was written."""
+
+    target: str
+    object: str
+    problem: str
+    checkpoints_affected: str = ""
+
+
+class VerifyReport(Model):
+    """What a verification read and found."""
+
+    objects: int
+    bytes_read: int
+    checkpoints: int
+    findings: list[VerifyFinding] = []
+    verified_through: dict[str, str] = Field(default={}, description="Target -> newest checkpoint proven readable.")
