@@ -31,7 +31,7 @@ tools:
 	@$(PYTHON) -m setup.pulumi_tools
 
 test-environment:
-	@$(PYTHON) -m setup.environment backend aws test
+	@$(PYTHON) -m setup.environment backend aws policy test
 
 lint: test-environment
 	$(VENV)/ruff check .
