@@ -1,6 +1,9 @@
-"""Programs that the tests drive, and the packages they come in.
+"""Programs that tests and benchmarks drive, and the packages they come in.
 
-python -m setup.packages        installs what is missing as root on Debian; elsewhere prints what is missing
+As root on Debian it installs what is missing; elsewhere it prints what is missing.
+
+    python -m setup.packages            what the tests need
+    python -m setup.packages bench      and what only the benchmarks need
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 
 from setup.console import SetupError, run, say
 
@@ -28,7 +32,9 @@ DEBIAN_PACKAGE = {
     "setfattr": "attr",
     "sqlite3": "sqlite3",
 }
-"""Program -> the Debian package that brings it."""
+"""Program of the tests -> the Debian package that brings it."""
+BENCH_PACKAGE = {"restic": "restic"}
+"""The same for programs that only the benchmarks drive."""
 
 _ADMIN_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -38,21 +44,21 @@ def program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=_ADMIN_FOLDERS)
 
 
-def missing_packages() -> list[str]:
+def missing_packages(package_of: Mapping[str, str]) -> list[str]:
     """Debian packages of which a program is not there."""
-    return sorted({package for name, package in DEBIAN_PACKAGE.items() if program(name) is None})
+    return sorted({package for name, package in package_of.items() if program(name) is None})
 
 
-def install_missing() -> None:
+def install_missing(package_of: Mapping[str, str] = DEBIAN_PACKAGE) -> None:
     """Install what is missing where that needs nobody's leave (root on Debian); otherwise say what to install.
 
     Never calls sudo. A test whose program is missing says so by name.
     """
-    missing = missing_packages()
+    missing = missing_packages(package_of)
     if not missing:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        say(f"tests that need them will be skipped; not installed: {' '.join(missing)}")
+        say(f"what needs them will be skipped; not installed: {' '.join(missing)}")
         say(f"on Debian or Ubuntu: sudo apt-get install {' '.join(missing)}")
         return
     say(f"installing {' '.join(missing)}")
@@ -66,5 +72,5 @@ def install_missing() -> None:
 
 
 if __name__ == "__main__":
-    install_missing()
+    install_missing({**DEBIAN_PACKAGE, **BENCH_PACKAGE} if "bench" in sys.argv[1:] else DEBIAN_PACKAGE)
     sys.exit(0)

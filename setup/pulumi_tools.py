@@ -11,7 +11,6 @@ other. PATH and the user's own `~/.pulumi` are never changed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,11 +19,12 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
-from setup import checkout
-from setup.console import SetupError, alone, capture, run_counting, say
+from setup import checkout, go_build
+from setup.console import SetupError, alone, say
+from setup.go_build import GoProgram
+from setup.tools_cache import appearing
 
 VERSION = "3.210.0"
 """The version that is downloaded or built."""
@@ -39,9 +39,6 @@ _SDK_MODULE = "github.com/pulumi/pulumi/sdk/v3"
 _LANGUAGE_HOST_SDK = "3.68.0"
 """The newest sdk module that still contains the language host; later it moved to a module of its own."""
 _GO_OLDEST = (1, 24)
-_GO_DIRECTIVE = "1.24.7"
-"""Go's language version in the throw-away module, the CLI's own. From 1.17 on Go prunes the module graph, which
-spares it some 14,000 downloads."""
 
 _SCRIPTS = (
     "python/cmd/pulumi-language-python-exec",
@@ -51,26 +48,15 @@ _SCRIPTS = (
 _NEEDED = ("pulumi", "pulumi-language-python", "pulumi-language-python-exec", "pulumi-resource-pulumi-python")
 
 
-@dataclass(frozen=True)
-class _GoBinary:
-    """A program built from one module of the Go module proxy."""
-
-    name: str
-    module: str
-    version: str
-    package: str
-    linker_flags: str = "-s -w"
-
-
-_BINARIES = (
-    _GoBinary(
+_PROGRAMS = (
+    GoProgram(
         "pulumi",
         _CLI_MODULE,
         VERSION,
         f"{_CLI_MODULE}/cmd/pulumi",
         f"-s -w -X {_SDK_MODULE}/go/common/version.Version=v{VERSION}",
     ),
-    _GoBinary(
+    GoProgram(
         "pulumi-language-python",
         _SDK_MODULE,
         _LANGUAGE_HOST_SDK,
@@ -139,25 +125,16 @@ def _version(folder: Path) -> tuple[int, int] | None:
 
 def _get() -> Path:
     target = _cache_folder()
-    for leftover in target.parent.glob("pulumi-*.partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     say(
         f"no Pulumi CLI >= {OLDEST[0]}.{OLDEST[1]} with a Python language host on PATH; getting {VERSION} into {target}"
     )
-    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
-    try:
+    with appearing(target) as partial:
         if not _download(partial):
             _build(partial)
         if not _complete(partial) or _version(partial) is None:
             raise SetupError(
                 f"The Pulumi tools in {partial} do not run. Install Pulumi from https://www.pulumi.com/docs/install/"
             )
-        partial.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -184,62 +161,14 @@ def _download(folder: Path) -> bool:
 
 
 def _build(folder: Path) -> None:
-    _require_go()
-    for binary in _BINARIES:
-        _build_binary(binary, folder)
-    sdk = _module_folder(_SDK_MODULE, VERSION)
+    go_build.require_go("Pulumi", _GO_OLDEST, "Install Pulumi (https://www.pulumi.com/docs/install/)")
+    for program in _PROGRAMS:
+        go_build.build(program, folder)
+    sdk = go_build.module_folder(_SDK_MODULE, VERSION)
     for script in _SCRIPTS:
         destination = folder / Path(script).name
         shutil.copyfile(sdk / script, destination)
         destination.chmod(0o755)
-
-
-def _require_go() -> None:
-    hint = (
-        "Install Pulumi (https://www.pulumi.com/docs/install/), or Go "
-        f"{_GO_OLDEST[0]}.{_GO_OLDEST[1]} or newer (https://go.dev/dl/) to build it, and run this again."
-    )
-    if shutil.which("go") is None:
-        raise SetupError(f"Pulumi cannot be downloaded here and there is no Go to build it. {hint}")
-    match = re.search(r"go(\d+)\.(\d+)", capture(["go", "version"]))
-    if match is None or (int(match[1]), int(match[2])) < _GO_OLDEST:
-        raise SetupError(f"Pulumi cannot be downloaded here and Go is too old to build it. {hint}")
-
-
-def _build_binary(binary: _GoBinary, folder: Path) -> None:
-    """Build in a throw-away module: `go install package@version` needs the proxy's version list, this does not."""
-    with tempfile.TemporaryDirectory() as scratch:
-        module = Path(scratch)
-        (module / "go.mod").write_text(
-            f"module build\n\ngo {_GO_DIRECTIVE}\n\nrequire {binary.module} v{binary.version}\n"
-        )
-        command: list[str | Path] = [
-            "go",
-            "build",
-            "-v",
-            "-ldflags",
-            binary.linker_flags,
-            "-o",
-            folder / binary.name,
-            binary.package,
-        ]
-        title = f"building {binary.name} {binary.version} from source"
-        run_counting(title, "modules and packages", command, env=_go_environment(), cwd=module)
-
-
-def _module_folder(module: str, version: str) -> Path:
-    """Where the Go module cache holds a module's source."""
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "go.mod").write_text("module build\n")
-        answer = capture(
-            ["go", "mod", "download", "-json", f"{module}@v{version}"], env=_go_environment(), cwd=Path(scratch)
-        )
-    return Path(json.loads(answer)["Dir"])
-
-
-def _go_environment() -> dict[str, str]:
-    flags = f"{os.environ.get('GOFLAGS', '')} -mod=mod".strip()
-    return {**os.environ, "GOFLAGS": flags, "CGO_ENABLED": "0", "GOWORK": "off"}
 
 
 def main(arguments: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from setup import checkout, pulumi_tools
+from setup import checkout, go_tools, pulumi_tools
 from setup.packages import DEBIAN_PACKAGE, program
 from setup.pulumi_environment import pulumi_environment as _environment
 
@@ -33,6 +33,14 @@ def require_tool(name: str) -> str:
         package = DEBIAN_PACKAGE.get(name)
         lacking(name, f"apt-get install {package}" if package else f"put {name} on PATH")
     return found
+
+
+def require_go_tool(name: str) -> str:
+    """The path of a program that set-up builds, for example `require_go_tool("versitygw")`."""
+    found = go_tools.find(name)
+    if found is None:
+        lacking(name, f"run `setup/python -m setup.go_tools {name}`")
+    return str(found)
 
 
 def require_pulumi() -> Path:

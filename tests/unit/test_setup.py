@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from setup import checkout, console, environment, packages, pulumi_tools, quickstart
+from setup import checkout, console, environment, go_tools, packages, pulumi_tools, quickstart
 from setup.checkout import State
 from setup.console import SetupError
 from setup.environment import Stamp
@@ -248,6 +248,91 @@ def test_the_passphrase_is_made_once_and_for_its_owner_only(tmp_path: Path) -> N
     assert read[0] == read[1]
     assert len(read[0]) > 40
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+# ------------------------------------------------------------------ tools built with Go
+
+
+def go_that_builds(folder: Path, monkeypatch: pytest.MonkeyPatch, build: str, version: str = "go1.26.8") -> Path:
+    """A `go` that writes down what it was called with and in which module, and builds by this shell text; the log."""
+    log = folder / "go.log"
+    script(
+        folder / "bin" / "go",
+        f"""[ "$1" = version ] && echo "go version {version} linux/amd64" && exit
+echo "$GOFLAGS $CGO_ENABLED $*" >> {log}
+cat go.mod >> {log}
+while [ "$1" != -o ]; do shift; done
+{build}""",
+    )
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+    return log
+
+
+WRITES_A_PROGRAM = "echo '#!/bin/sh' > $2; chmod +x $2"
+
+
+def test_a_go_tool_is_built_once_into_a_versioned_folder(
+    tools_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a throw-away module that names version and language, without C; a second call takes what is there."""
+    log = go_that_builds(tmp_path, monkeypatch, WRITES_A_PROGRAM)
+    program = go_tools.PROGRAMS["versitygw"]
+    built = tools_dir / f"versitygw-{program.version}" / "versitygw"
+    assert [go_tools.ensure("versitygw") for _ in range(2)] == [built, built]
+    called = log.read_text()
+    assert called.count("build -v") == 1
+    assert "-mod=mod 0 build -v -ldflags -s -w -o" in called
+    assert f"require {program.module} v{program.version}" in called
+    assert [folder.name for folder in tools_dir.iterdir()] == [built.parent.name]
+
+
+def test_a_go_tool_on_path_is_used(tools_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is built where the program is installed."""
+    go_that_builds(tmp_path, monkeypatch, "exit 1")
+    installed = script(tmp_path / "bin" / "versitygw", "exit 0")
+    assert go_tools.ensure("versitygw") == installed
+
+
+def test_a_failed_go_build_leaves_nothing_and_shows_what_go_said(
+    tools_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what an earlier interrupted one left is gone too."""
+    script(tools_dir / "versitygw-1.0.0.partial-dead" / "versitygw", "exit 0")
+    go_that_builds(tmp_path, monkeypatch, "echo 'module not found'; exit 1")
+    with pytest.raises(SetupError, match="module not found"):
+        go_tools.ensure("versitygw")
+    assert list(tools_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", [None, "go1.19.8"])
+def test_without_go_the_message_says_how_to_get_the_tool(
+    version: str | None, tools_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No Go, or one too old, is named before anything is written."""
+    if version:
+        go_that_builds(tmp_path, monkeypatch, "exit 1", version)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError, match=r"Put versitygw on PATH \(https://.*\), or Go 1.25 or newer"):
+        go_tools.ensure("versitygw")
+    assert list(tools_dir.iterdir()) == []
+
+
+def test_an_unknown_go_tool_is_refused_with_those_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """A slip of the pen in a Makefile ends with status 2."""
+    assert go_tools.main(["versitygateway"]) == 2
+    assert "versitygw, kopia" in capsys.readouterr().err
+
+
+def test_a_missing_go_tool_fails_its_test_in_continuous_integration(
+    tools_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says how to build it."""
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"needs versitygw: run `setup/python -m setup\.go_tools versitygw`"
+    ):
+        tools.require_go_tool("versitygw")
 
 
 # ------------------------------------------------------------------ packages and tools of tests
