@@ -55,6 +55,11 @@ class State:
         return self.root / "copies"
 
     @property
+    def primary_copies(self) -> Path:
+        """Where the stack `primary` keeps its copies, as stacks/Pulumi.primary.yaml comes."""
+        return self.root / "primary-copies"
+
+    @property
     def orders(self) -> Path:
         """The order application's folder, a protected member."""
         return self.data / "orders"

@@ -72,7 +72,7 @@ def clean() -> None:
         _confirm(f"Remove the quickstart's data, its copies and its stack from {state.root}?")
     down()
     _forget_context(state)
-    for folder in (state.site, state.data, state.copies, state.pulumi):
+    for folder in (state.site, state.data, state.copies, state.primary_copies, state.pulumi):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (state.acknowledged, state.orders_pid, state.orders_log, state.shell_environment, _STACK_SETTINGS):
         file.unlink(missing_ok=True)

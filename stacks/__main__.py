@@ -1,7 +1,6 @@
-"""Protection declared by a stack's configuration alone, without a program of one's own. See stacks/README.md."""
+"""Runs the program that a stack asks for: its `dpac:program`, else the program of the stack's own name. See README.md."""
 
+import programs
 import pulumi
-from declared import declare
 
-config = pulumi.Config("dpac")
-declare(config.get_object("targets") or {}, config.get_object("groups") or {})
+programs.choose(pulumi.Config("dpac").get("program"), pulumi.get_stack())()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pulumi
@@ -15,6 +16,8 @@ import dpac
 
 _Arguments = TypeVar("_Arguments")
 _MEMBERS: dict[str, Any] = {"volume": dpac.Volume, "directory": dpac.Directory}
+_ROOT = Path(__file__).resolve().parent.parent
+"""The project, in which relative paths begin: so a stack's file can be the same in every checkout."""
 _GROUP_FIELDS = ("members", "replication", "journal", "on_destroy", "site", "adopt", "ready")
 
 
@@ -22,11 +25,12 @@ class Mistake(pulumi.RunError):
     """The configuration is wrong; the message names the place."""
 
 
-def declare(targets: Any, groups: Any) -> None:
-    """Declare everything in the stack's `dpac:targets` and `dpac:groups`."""
-    made = {name: _target(name, spec) for name, spec in _entries("dpac:targets", targets)}
+def declare(targets: Any, groups: Any, *, site: str | None = None) -> None:
+    """Declare everything in the stack's `dpac:targets` and `dpac:groups`, at `site` where they name none."""
+    where = {"site": site} if site else {}
+    made = {name: _target(name, {**where, **spec}) for name, spec in _entries("dpac:targets", targets)}
     for name, spec in _entries("dpac:groups", groups):
-        _group(name, spec, made)
+        _group(name, {**where, **spec}, made)
 
 
 def _target(name: str, spec: Mapping[str, Any]) -> dpac.FilesystemTarget:
@@ -34,7 +38,7 @@ def _target(name: str, spec: Mapping[str, Any]) -> dpac.FilesystemTarget:
     _known(where, spec, ("path", "site", "adopt"))
     if "path" not in spec:
         raise Mistake(f"{where} has no path; say where the copies go, such as /mnt/backup/copies.")
-    return dpac.FilesystemTarget(name, path=spec["path"], site=_site(spec), adopt=spec.get("adopt"))
+    return dpac.FilesystemTarget(name, path=_path(spec["path"]), site=_site(spec), adopt=spec.get("adopt"))
 
 
 def _group(name: str, spec: Mapping[str, Any], targets: Mapping[str, dpac.FilesystemTarget]) -> None:
@@ -65,10 +69,8 @@ def _member(where: str, spec: Mapping[str, Any]) -> dpac.Volume | dpac.Directory
     kind = _MEMBERS.get(str(spec.get("kind")))
     if kind is None:
         raise Mistake(f"{where}.kind must be one of {', '.join(_MEMBERS)}, not {spec.get('kind')!r}.")
-    return cast(
-        dpac.Volume | dpac.Directory,
-        _arguments(where, kind, {key: value for key, value in spec.items() if key != "kind"}),
-    )
+    given = {key: _path(value) if key == "path" else value for key, value in spec.items() if key != "kind"}
+    return cast(dpac.Volume | dpac.Directory, _arguments(where, kind, given))
 
 
 def _leg(where: str, spec: Mapping[str, Any], targets: Mapping[str, dpac.FilesystemTarget]) -> dpac.Async:
@@ -89,6 +91,10 @@ def _arguments(where: str, kind: type[_Arguments], spec: Any) -> _Arguments:
         return kind(**spec)
     except TypeError as error:  # a required argument is not there
         raise Mistake(f"{where} is not complete; it may have {', '.join(names)}: {error}.") from error
+
+
+def _path(path: Any) -> str:
+    return str(_ROOT / str(path))
 
 
 def _site(spec: Mapping[str, Any]) -> dpac.Site | None:

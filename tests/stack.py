@@ -13,15 +13,16 @@ from tests.tools import require_pulumi
 
 
 class Stack:
-    """One stack of a project whose program a test writes and changes."""
+    """One stack of a project whose program a test writes and changes, or of one that is there (`project=None`)."""
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], *, name: str = "test", project: str = "shop"
+        self, folder: Path, environment: Mapping[str, str], *, name: str = "test", project: str | None = "shop"
     ) -> None:
         self.folder = folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (folder / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
-        self.write("")
+        if project is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (folder / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
+            self.write("")
         self.stack = auto.create_or_select_stack(
             stack_name=name,
             work_dir=str(folder),

@@ -54,6 +54,16 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("declared", None)
 
 
+@pytest.fixture
+def programs(declared: Any) -> Iterator[Any]:
+    """The module that knows the programs."""
+    import programs
+
+    yield programs
+    for name in ("programs", "primary"):
+        sys.modules.pop(name, None)
+
+
 def test_a_stack_declares_what_its_configuration_says(recorder: Recorder, declared: Any) -> None:
     """Targets, members, legs and journal arrive at the provider, under the names they have in the file."""
 
@@ -71,6 +81,43 @@ def test_a_stack_declares_what_its_configuration_says(recorder: Recorder, declar
     }
     assert group["journal"] == {"history": "24h"}
     assert recorder.made["shop-ready"]["timeout"] == "1m"
+
+
+def test_a_relative_path_begins_at_the_root_of_the_project(recorder: Recorder, declared: Any) -> None:
+    """So that one file serves every checkout; the stack's site is that of whatever names none."""
+
+    @pulumi.runtime.test
+    def program() -> None:
+        volume = {"kind": "volume", "path": ".dpac/data/d.raw", "size": "1MiB"}
+        declared.declare(
+            {"copies": {"path": ".dpac/copies"}, "far": {"path": "/mnt/far", "site": "far"}},
+            {"shop": {"members": {"d": volume}}},
+            site="fra",
+        )
+
+    program()
+    assert recorder.made["copies-target"]["path"] == f"{checkout.ROOT}/.dpac/copies"
+    assert recorder.made["shop-group"]["members"]["d"]["path"] == f"{checkout.ROOT}/.dpac/data/d.raw"
+    assert [recorder.made[name]["site"] for name in ("copies-target", "far-target", "shop-group")] == [
+        "fra",
+        "far",
+        "fra",
+    ]
+
+
+def test_a_stack_runs_the_program_it_asks_for_or_is_called_as(programs: Any) -> None:
+    """The setting counts before the stack's name."""
+    assert programs.choose(None, "primary") is programs.PROGRAMS["primary"]
+    assert programs.choose("primary", "shop") is programs.PROGRAMS["primary"]
+
+
+@pytest.mark.parametrize(("asked", "stack"), [(None, "shop"), ("primry", "primary")])
+def test_an_unknown_program_is_an_error_that_lists_those_there_are(
+    asked: str | None, stack: str, programs: Any
+) -> None:
+    """And names what was asked for, by the setting or by the stack's name."""
+    with pytest.raises(pulumi.RunError, match=rf"'{asked or stack}'.*there is: primary"):
+        programs.choose(asked, stack)
 
 
 @pytest.mark.parametrize(
