@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,9 @@ _Arguments = TypeVar("_Arguments")
 _MEMBERS: dict[str, Any] = {"volume": dpac.Volume, "directory": dpac.Directory}
 _ROOT = Path(__file__).resolve().parent.parent
 """The project, in which relative paths begin: so a stack's file can be the same in every checkout."""
+Target = dpac.FilesystemTarget | dpac.S3Target
+_TARGETS: dict[str, type[Target]] = {"path": dpac.FilesystemTarget, "bucket": dpac.S3Target}
+"""The word that says where copies go -> the kind of target."""
 _GROUP_FIELDS = ("members", "replication", "journal", "on_destroy", "site", "adopt", "ready")
 
 
@@ -33,15 +37,18 @@ def declare(targets: Any, groups: Any, *, site: str | None = None) -> None:
         _group(name, {**where, **spec}, made)
 
 
-def _target(name: str, spec: Mapping[str, Any]) -> dpac.FilesystemTarget:
+def _target(name: str, spec: Mapping[str, Any]) -> Target:
     where = f"dpac:targets.{name}"
-    _known(where, spec, ("path", "site", "adopt"))
-    if "path" not in spec:
-        raise Mistake(f"{where} has no path; say where the copies go, such as /mnt/backup/copies.")
-    return dpac.FilesystemTarget(name, path=_path(spec["path"]), site=_site(spec), adopt=spec.get("adopt"))
+    kind = next((kind for place, kind in _TARGETS.items() if place in spec), None)
+    if kind is None:
+        raise Mistake(f"{where} has neither path nor bucket; say where the copies go, such as /mnt/backup/copies.")
+    words = tuple(word for word in signature(kind).parameters if word not in ("resource_name", "name", "opts"))
+    _known(where, spec, words)
+    given = {key: _path(value) if key == "path" else value for key, value in spec.items()}
+    return kind(name, **{**given, "site": _site(spec)})
 
 
-def _group(name: str, spec: Mapping[str, Any], targets: Mapping[str, dpac.FilesystemTarget]) -> None:
+def _group(name: str, spec: Mapping[str, Any], targets: Mapping[str, Target]) -> None:
     where = f"dpac:groups.{name}"
     _known(where, spec, _GROUP_FIELDS)
     group = dpac.ProtectionGroup(
@@ -73,7 +80,7 @@ def _member(where: str, spec: Mapping[str, Any]) -> dpac.Volume | dpac.Directory
     return cast(dpac.Volume | dpac.Directory, _arguments(where, kind, given))
 
 
-def _leg(where: str, spec: Mapping[str, Any], targets: Mapping[str, dpac.FilesystemTarget]) -> dpac.Async:
+def _leg(where: str, spec: Mapping[str, Any], targets: Mapping[str, Target]) -> dpac.Async:
     given = dict(spec)
     # A target of this stack is made first; any other name is one the site knows already.
     given["to"] = targets.get(str(given.get("to")), given.get("to"))

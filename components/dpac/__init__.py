@@ -17,7 +17,7 @@ from dpac.acts import Checkpoint, Drill, Ready
 from dpac.arguments import Async, Directory, Journal, Retention, Site, Volume
 from dpac.group import Member, ProtectionGroup
 from dpac.lookup import GroupView, get_checkpoints, get_group, get_target
-from dpac.target import FilesystemTarget
+from dpac.target import FilesystemTarget, S3Target
 
 __all__ = [
     "Async",
@@ -31,6 +31,7 @@ __all__ = [
     "ProtectionGroup",
     "Ready",
     "Retention",
+    "S3Target",
     "Site",
     "Volume",
     "get_checkpoints",

@@ -11,7 +11,7 @@ from dpac.arguments import Site, name_of
 from dpac.component import Component, site_name, without_none
 from dpac.group import ProtectionGroup
 from dpac.lookup import GroupView
-from dpac.target import FilesystemTarget
+from dpac.target import TargetComponent
 from dpac_provider import resources
 
 GroupReference = ProtectionGroup | pulumi.Input[str] | pulumi.Output[GroupView]
@@ -144,7 +144,7 @@ class Drill(Component):
         *,
         group: GroupReference,
         at: pulumi.Input[str] | None = None,
-        target: FilesystemTarget | pulumi.Input[str] | None = None,
+        target: TargetComponent | pulumi.Input[str] | None = None,
         rto: pulumi.Input[str] | None = None,
         timeout: pulumi.Input[str] | None = None,
         triggers: pulumi.Input[Sequence[Any]] | None = None,

@@ -14,7 +14,7 @@ import pulumi
 from dpac_api.models import Target
 
 if TYPE_CHECKING:
-    from dpac.target import FilesystemTarget
+    from dpac.target import TargetComponent
 
 
 class Mistake(pulumi.RunError):
@@ -102,7 +102,7 @@ class Journal:
 class Async:
     """A leg that ships the journal to a target behind the application's back, within an RPO."""
 
-    to: FilesystemTarget | pulumi.Input[str] | pulumi.Output[Target]
+    to: TargetComponent | pulumi.Input[str] | pulumi.Output[Target]
     """The target: one that this program declares, the name of another, or what `get_target` found."""
     rpo: pulumi.Input[str] | None = None
     """The most that may be lost, such as `15s` (the default)."""

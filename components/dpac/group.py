@@ -10,7 +10,7 @@ import pulumi
 
 from dpac.arguments import Async, Directory, Journal, Site, Volume, each, given, optional
 from dpac.component import Component, site_name, without_none
-from dpac.target import FilesystemTarget
+from dpac.target import TargetComponent
 from dpac_provider import resources
 
 
@@ -90,7 +90,7 @@ class ProtectionGroup(Component):
             site=self.declared_site,
             adopt=adopt,
         )
-        targets = [leg.to for leg in legs.values() if isinstance(leg.to, FilesystemTarget)]
+        targets = [leg.to for leg in legs.values() if isinstance(leg.to, TargetComponent)]
         self._take(
             resources.ProtectionGroup(f"{resource_name}-group", inputs, self._child_options(opts, targets)), parts
         )

@@ -34,8 +34,12 @@ if TYPE_CHECKING:
 
 def open_store(target: TargetSpec) -> Store:
     """A target's store."""
+    from dpac_api.errors import Unsupported
+    from dpac_api.models import FilesystemTargetSpec
     from dpac_engine.io.stores.filesystem import FilesystemStore
 
+    if not isinstance(target, FilesystemTargetSpec):
+        raise Unsupported(f"This release cannot replicate to {target.location} yet. Use a filesystem target.")
     return FilesystemStore(Path(target.path))
 
 

@@ -54,6 +54,7 @@ class Handler(ABC, Generic[Inputs]):
     """One kind of resource."""
 
     inputs_model: ClassVar[type[Located]]
+    """The arguments; their base where there are several kinds (`model_of`)."""
     output_names: ClassVar[tuple[str, ...]]
     """Outputs beside the inputs."""
     replace_on: ClassVar[tuple[str, ...]] = ()
@@ -65,18 +66,28 @@ class Handler(ABC, Generic[Inputs]):
     def __init__(self, connect: Connect = session.connect) -> None:
         self._connect = connect
 
+    @classmethod
+    def model_of(cls, properties: Properties) -> type[Located]:  # noqa: ARG003
+        """What these properties are arguments of."""
+        return cls.inputs_model
+
+    @classmethod
+    def input_names(cls) -> list[str]:
+        """Every argument there can be."""
+        return list(cls.inputs_model.model_fields)
+
     # ------------------------------------------------------------------ without the backend
 
     def check(self, given: Properties) -> tuple[Properties, list[Problem]]:
         """The inputs in normal form, and what is wrong with them."""
-        return check(self.inputs_model, given)
+        return check(self.model_of(given), given)
 
     def diff(self, old: Properties, new: Properties) -> Change:
         """What differs between a resource's outputs and new, checked inputs."""
         was = self._declared(old)
         changed = [
             name
-            for name in self.inputs_model.model_fields
+            for name in dict.fromkeys((*self.model_of(new).model_fields, *self.model_of(old).model_fields))
             if name not in self.ignored and was.get(name) != new.get(name)
         ]
         replaces = [name for name in changed if name in self.replace_on]
@@ -84,9 +95,10 @@ class Handler(ABC, Generic[Inputs]):
 
     def _declared(self, outputs: Properties) -> Properties:
         """The inputs within outputs, with the defaults of today's models for what state of an older dpac lacks."""
-        held = {name: value for name, value in outputs.items() if name in self.inputs_model.model_fields}
+        model = self.model_of(outputs)
+        held = {name: value for name, value in outputs.items() if name in model.model_fields}
         try:
-            return normal(self.inputs_model.model_validate(held))
+            return normal(model.model_validate(held))
         except ValidationError:
             return held
 
@@ -113,6 +125,7 @@ class Handler(ABC, Generic[Inputs]):
         return self._connect(outputs.get("site"), outputs.get("site_uid"))
 
     def _parse(self, properties: Properties) -> Inputs:
-        known = {name: value for name, value in properties.items() if name in self.inputs_model.model_fields}
-        parsed: BaseModel = self.inputs_model.model_validate(known)
+        model = self.model_of(properties)
+        known = {name: value for name, value in properties.items() if name in model.model_fields}
+        parsed: BaseModel = model.model_validate(known)
         return parsed  # type: ignore[return-value]

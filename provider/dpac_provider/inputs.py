@@ -16,9 +16,11 @@ from dpac_api.models import (
     Model,
     Name,
     Owner,
+    S3TargetSpec,
     Selector,
     Tag,
     TargetSpec,
+    target_spec_of,
 )
 from dpac_api.quantities import Duration
 
@@ -70,14 +72,24 @@ class Declaration(Located):
     adopt: bool = Field(default=False, description="Take it over if another owner, or none, has it.")
 
 
-class TargetInputs(FilesystemTargetSpec, Declaration):
-    """Where copies go."""
+class TargetInputs(Declaration):
+    """Where copies go: what every kind of target has beside its spec."""
 
     def spec(self) -> TargetSpec:
         """The desired state that the backend is sent."""
-        return FilesystemTargetSpec.model_validate(
-            {name: getattr(self, name) for name in FilesystemTargetSpec.model_fields}
-        )
+        return target_spec_of({name: value for name, value in self if name not in Declaration.model_fields})
+
+
+class FilesystemTargetInputs(FilesystemTargetSpec, TargetInputs):
+    """A directory on the backend's host."""
+
+
+class S3TargetInputs(S3TargetSpec, TargetInputs):
+    """A bucket."""
+
+
+TARGET_INPUTS: dict[str, type[TargetInputs]] = {"filesystem": FilesystemTargetInputs, "s3": S3TargetInputs}
+"""Kind of target -> its arguments."""
 
 
 class GroupInputs(GroupSpec, Declaration):

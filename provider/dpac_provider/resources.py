@@ -33,8 +33,8 @@ class Resource(dynamic.Resource):
 
     def __init__(self, resource_name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         handler = self.provider.handler
-        owner = {"owner": _this_stack()} if "owner" in handler.inputs_model.model_fields else {}
-        awaited = dict.fromkeys((*handler.inputs_model.model_fields, *handler.output_names))
+        owner = {"owner": _this_stack()} if "owner" in handler.input_names() else {}
+        awaited = dict.fromkeys((*handler.input_names(), *handler.output_names))
         super().__init__(self.provider(), resource_name, {**awaited, **owner, **inputs}, opts)
 
 

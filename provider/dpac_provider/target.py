@@ -10,7 +10,7 @@ from dpac_api.errors import NotFound
 from dpac_api.models import Target
 from dpac_provider.checking import normal
 from dpac_provider.handler import Handler, Made, Seen
-from dpac_provider.inputs import TargetInputs, owner_of
+from dpac_provider.inputs import TARGET_INPUTS, FilesystemTargetInputs, TargetInputs, owner_of
 from dpac_provider.ownership import WRITTEN_BY, may_rewrite, require_ours
 from dpac_provider.values import Properties
 
@@ -22,6 +22,17 @@ class TargetHandler(Handler[TargetInputs]):
     output_names = ("uid", "site_uid", WRITTEN_BY)
     replace_on: ClassVar[tuple[str, ...]] = ("name",)
     ignored: ClassVar[tuple[str, ...]] = ("adopt",)
+
+    @override
+    @classmethod
+    def model_of(cls, properties: Properties) -> type[TargetInputs]:
+        # A kind that is none is refused by any of the models: it is the filesystem's, the oldest.
+        return TARGET_INPUTS.get(str(properties.get("kind")), FilesystemTargetInputs)
+
+    @override
+    @classmethod
+    def input_names(cls) -> list[str]:
+        return list(dict.fromkeys(name for model in TARGET_INPUTS.values() for name in model.model_fields))
 
     @override
     def create(self, inputs: Properties) -> Made:
@@ -53,7 +64,10 @@ class TargetHandler(Handler[TargetInputs]):
     def delete(self, resource_id: str, outputs: Properties) -> None:
         client, name = self._client_of(outputs), resource_id.removeprefix("target/")
         try:
-            require_ours(client.target(name), outputs, "Target")
+            live = client.target(name)
+            require_ours(live, outputs, "Target")
+            if live.spec.kind != outputs.get("kind", live.spec.kind):
+                return  # the same update has declared another kind of target by this name already
             client.delete_target(name)
         except NotFound:
             return

@@ -50,6 +50,12 @@ class Site:
         with self.catalogue.write() as session:
             return put_target(session, name, put, data=self.world.data, site_uid=SITE.site_uid, now=NOW)
 
+    def put_bucket(self, name: str, **changes: object) -> object:
+        spec = {"kind": "s3", "bucket": "shop-copies", **changes}
+        put = PutTarget.model_validate({"request_id": "r" * 8, "spec": spec})
+        with self.catalogue.write() as session:
+            return put_target(session, name, put, data=self.world.data, site_uid=SITE.site_uid, now=NOW)
+
     def put(self, name: str = "shop", owner: Owner | None = SHOP, adopt: bool = False, **changes: object) -> Group:
         spec = GroupSpec.model_validate(self.world.group_spec(**changes))
         put = PutGroup(request_id="r" * 8, owner=owner, adopt=adopt, spec=spec)
@@ -348,6 +354,34 @@ def test_a_target_in_a_wrong_place_is_refused(site: Site, path: str, error: type
     (site.world.root / "orders" / "x").mkdir()
     with pytest.raises(error, match=says):
         site.put_target("second", path.format(root=site.world.root))
+
+
+def test_how_a_used_bucket_is_reached_may_change_but_not_where_it_is(site: Site) -> None:
+    """New credentials or another proxy move nothing; another bucket, prefix or server would leave recovery points behind."""
+    site.put_bucket("cloud", prefix="dpac")
+    site.put(replication={"b": {"target": "cloud"}})
+    changed = site.put_bucket("cloud", prefix="dpac", credentials="profile:new", storage_class="STANDARD_IA")
+    assert changed.spec.credentials == "profile:new"  # type: ignore[attr-defined]
+    for elsewhere in ({"bucket": "other"}, {"prefix": "other"}, {"prefix": "dpac", "endpoint": "http://minio:9000"}):
+        with pytest.raises(Conflict, match="cannot move") as caught:
+            site.put_bucket("cloud", **elsewhere)
+        assert caught.value.property_path == "spec.bucket"
+
+
+def test_two_targets_do_not_share_a_place_in_a_bucket(site: Site) -> None:
+    """A prefix within another target's would be listed, and purged, with it."""
+    site.put_bucket("cloud", prefix="a/b")
+    site.put_bucket("apart", prefix="a/bc")
+    for prefix in ("a/b", "a/b/c", "a", ""):
+        with pytest.raises(Conflict, match="target 'cloud'|target 'apart'"):
+            site.put_bucket("second", prefix=prefix)
+
+
+def test_certificates_that_are_not_there_are_refused(site: Site) -> None:
+    """Before anything changes, with the property."""
+    with pytest.raises(Invalid, match=r"cannot be read") as caught:
+        site.put_bucket("cloud", ca_file="/nowhere/ca.pem")
+    assert caught.value.property_path == "spec.ca_file"
 
 
 def test_a_leg_removed_leaves_its_target_known(site: Site) -> None:

@@ -253,6 +253,34 @@ def test_verify_ends_by_what_it_found(shell: Shell) -> None:
     shell.run("verify", status=20)
 
 
+def test_a_bucket_is_added_by_its_options(shell: Shell) -> None:
+    """Every option arrives; a target is either a directory or a bucket; a wrong option is named and repeats no secret."""
+    options = (
+        "--bucket shop-copies --prefix site-a --region eu-central-1 --endpoint http://127.0.0.1:9000 "
+        "--storage-class STANDARD_IA --host-style --credentials file:/etc/dpac/s3 --proxy http://proxy:3128 --onsite"
+    )
+    made = shell.json("target", "add", "cloud", *options.split())
+    assert made["spec"] == {
+        "kind": "s3",
+        "bucket": "shop-copies",
+        "prefix": "site-a",
+        "region": "eu-central-1",
+        "endpoint": "http://127.0.0.1:9000",
+        "storage_class": "STANDARD_IA",
+        "path_style": False,
+        "credentials": "file:/etc/dpac/s3",
+        "ca_file": None,
+        "proxy": "http://proxy:3128",
+        "offsite": False,
+    }
+    assert "s3://shop-copies/site-a" in shell.run("target", "list")
+    shell.run("target", "add", "cloud", status=2)
+    assert "either --path or --bucket" in shell.error
+    shell.run("target", "add", "cloud", "--bucket", "b-1", "--credentials", "AKIA:s3cr3t", status=2)
+    assert "credentials: it must say where" in shell.error
+    assert "s3cr3t" not in shell.error
+
+
 def test_a_target_check_fails_if_a_probe_does(shell: Shell) -> None:
     """With the probe's own words."""
     shell.declare()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpac_api.models import RetentionSpec
 from dpac_provider.checking import check
-from dpac_provider.inputs import CheckpointInputs, DrillInputs, GroupInputs, ReadyInputs, TargetInputs
+from dpac_provider.inputs import CheckpointInputs, DrillInputs, GroupInputs, ReadyInputs, FilesystemTargetInputs
 from dpac_provider.values import UNKNOWN, has_unknown
 
 
@@ -165,7 +165,7 @@ def test_check_never_raises_and_is_stable(retention: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("model", "given", "path"),
     [
-        (TargetInputs, {"kind": "filesystem", "name": "copies", "path": "copies"}, "path"),
+        (FilesystemTargetInputs, {"kind": "filesystem", "name": "copies", "path": "copies"}, "path"),
         (ReadyInputs, {"group": "shop", "until": "happy"}, "until"),
         (ReadyInputs, {"group": "shop", "timeout": "0s"}, "timeout"),
         (CheckpointInputs, {"group": "shop", "tag": "no spaces"}, "tag"),

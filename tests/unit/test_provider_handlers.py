@@ -11,7 +11,7 @@ import pytest
 
 from dpac_api.client import Client
 from dpac_api.errors import Conflict, DpacError, NotFound, TimedOut, Unreachable, Unrecoverable, WrongSite
-from dpac_api.models import Condition, FilesystemTargetSpec, Group, Owner
+from dpac_api.models import Condition, FilesystemTargetSpec, Group, Owner, S3TargetSpec
 from dpac_api.resolve import Endpoint
 from dpac_provider.checkpoint import CheckpointHandler
 from dpac_provider.drill import DrillHandler
@@ -278,6 +278,50 @@ def test_a_target_lives_and_goes(connect: Connect, site: FakeSite) -> None:
         target.create(_checked(target, _with(TARGET, owner=OTHER)))
     target.delete(made.id, outputs)
     assert target.read(made.id, outputs) is None
+
+
+def test_a_bucket_is_a_target_of_the_same_resource(connect: Connect, site: FakeSite) -> None:
+    """One handler for every kind; what is not given has the model's default, and nothing differs right after."""
+    target = TargetHandler(connect)
+    inputs = _checked(target, {"kind": "s3", "name": "copies", "bucket": "shop-copies", "owner": ME})
+    made = target.create(inputs)
+    assert site.targets["copies"].spec == S3TargetSpec(bucket="shop-copies")
+    assert (inputs["storage_class"], inputs["credentials"], inputs["offsite"]) == ("STANDARD", "default", True)
+    assert target.diff(made.outputs, inputs).changed == []
+    elsewhere = _checked(target, {**inputs, "credentials": "profile:backup"})
+    assert target.diff(made.outputs, elsewhere).changed == ["credentials"]
+    assert target.update(made.id, made.outputs, elsewhere)["credentials"] == "profile:backup"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "path"),
+    [
+        ({"kind": "s3", "name": "c"}, "bucket"),
+        ({"kind": "s3", "name": "c", "bucket": "b-1", "path": "/x"}, "path"),
+        ({"kind": "s3", "name": "c", "bucket": "b-1", "credentials": "AKIAEXAMPLE:s3cr3t"}, "credentials"),
+        ({"kind": "s3", "name": "c", "bucket": "b-1", "proxy": "http://me:s3cr3t@proxy:3128"}, "proxy"),
+        ({"kind": "s3", "name": "c", "bucket": "b-1", "storage_class": "DEEP_ARCHIVE"}, "storage_class"),
+        ({"kind": "tape", "name": "c", "path": "/x"}, "kind"),
+    ],
+)
+def test_a_mistake_in_a_target_names_its_property_and_repeats_no_secret(
+    connect: Connect, wrong: dict[str, Any], path: str
+) -> None:
+    """A key where a reference belongs is refused in the preview, unseen."""
+    _, problems = TargetHandler(connect).check(wrong)
+    assert [problem.property_path for problem in problems] == [path]
+    assert "s3cr3t" not in problems[0].reason
+
+
+def test_a_target_that_became_another_kind_by_the_same_name_outlives_the_old_resource(
+    connect: Connect, site: FakeSite
+) -> None:
+    """Pulumi makes the S3Target first and then deletes the FilesystemTarget: that must not forget the new one."""
+    target = TargetHandler(connect)
+    old = target.create(_checked(target, TARGET))
+    target.create(_checked(target, {"kind": "s3", "name": "copies", "bucket": "shop-copies", "owner": ME}))
+    target.delete(old.id, old.outputs)
+    assert site.targets["copies"].spec == S3TargetSpec(bucket="shop-copies")
 
 
 # ------------------------------------------------------------------ ready

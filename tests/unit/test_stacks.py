@@ -123,7 +123,7 @@ def test_an_unknown_program_is_an_error_that_lists_those_there_are(
 @pytest.mark.parametrize(
     ("targets", "groups", "message"),
     [
-        ({"copies": {}}, {}, "dpac:targets.copies has no path"),
+        ({"copies": {}}, {}, "dpac:targets.copies has neither path nor bucket"),
         ({"copies": {"path": "/x", "size": 1}}, {}, "dpac:targets.copies.size is not known; it may have path"),
         ([], {}, "dpac:targets must be a dictionary"),
         ({}, {"shop": "x"}, "dpac:groups.shop must be a dictionary"),

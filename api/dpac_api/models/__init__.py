@@ -42,7 +42,15 @@ from dpac_api.models.operations import (
 )
 from dpac_api.models.site import API_VERSION, API_VERSION_OLDEST, NewToken, SiteInfo, TokenInfo
 from dpac_api.models.status import Condition, DataState, GroupStatus, LegStatus, MemberStatus, SlaState
-from dpac_api.models.targets import FilesystemTargetSpec, PutTarget, Target, TargetCheck, TargetSpec
+from dpac_api.models.targets import (
+    FilesystemTargetSpec,
+    PutTarget,
+    S3TargetSpec,
+    Target,
+    TargetCheck,
+    TargetSpec,
+    target_spec_of,
+)
 
 __all__ = [
     "API_VERSION",
@@ -88,6 +96,7 @@ __all__ = [
     "RestoreRequest",
     "RetentionSpec",
     "Role",
+    "S3TargetSpec",
     "Selector",
     "SiteInfo",
     "SlaState",
@@ -101,4 +110,5 @@ __all__ = [
     "VerifyReport",
     "VerifyRequest",
     "VolumeSpec",
+    "target_spec_of",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from dpac_api.models.fields import AbsolutePath, Model, Name, Owner, RequestId, Uid
 
@@ -14,9 +16,103 @@ class FilesystemTargetSpec(Model):
 
     kind: Literal["filesystem"] = "filesystem"
     path: AbsolutePath = Field(description="The directory; created if its parent exists.")
+    offsite: bool = Field(default=False, description="It lies at another place than the site, such as a remote mount.")
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people."""
+        return self.path
 
 
-TargetSpec = FilesystemTargetSpec
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("it must be an address such as https://s3.example.com or http://host:9000")
+    if "@" in parts.netloc:
+        raise ValueError("an address may not hold a user name or password; it would lie in state and logs")
+    return url.rstrip("/")
+
+
+_CREDENTIALS = re.compile(
+    r"default|environment:[A-Za-z_][A-Za-z0-9_]*|profile:[A-Za-z0-9._@ -]{1,128}|file:(/[^/\x00]+)+"
+)
+
+
+def _credentials(reference: str) -> str:
+    # The value is not repeated: somebody may have put a key where a reference belongs.
+    if not _CREDENTIALS.fullmatch(reference):
+        raise ValueError(
+            "it must say where the backend's host has the keys: default, environment:PREFIX, profile:NAME or "
+            "file:/absolute/path, never the keys themselves"
+        )
+    return reference
+
+
+Address = Annotated[str, Field(max_length=512), AfterValidator(_address)]
+Credentials = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_credentials)]
+S3StorageClass = Literal[
+    "STANDARD", "INTELLIGENT_TIERING", "STANDARD_IA", "ONEZONE_IA", "GLACIER_IR", "REDUCED_REDUNDANCY"
+]
+"""Those that can be read at once: a copy that must be thawed first is none that recovers in time."""
+
+
+class S3TargetSpec(Model):
+    """A bucket of Amazon S3 or of a server that speaks its protocol."""
+
+    kind: Literal["s3"] = "s3"
+    bucket: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
+        description="The bucket: lower-case letters, digits, dots and dashes, 3 to 63 of them. It must exist.",
+    )
+    prefix: str = Field(
+        default="",
+        max_length=200,
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)?$",
+        description="Every key begins with it: parts of letters, digits, '.', '_' and '-', joined by '/', none at its ends.",
+    )
+    region: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9-]{1,64}$",
+        description="The bucket's region, such as eu-central-1; None: as the host's AWS configuration says, or us-east-1.",
+    )
+    endpoint: Address | None = Field(
+        default=None, description="Address of the server; None: Amazon S3 in the bucket's region."
+    )
+    storage_class: S3StorageClass = Field(
+        default="STANDARD", description="Of objects of 128 KiB and more; smaller ones are always STANDARD."
+    )
+    path_style: bool | None = Field(
+        default=None,
+        description="Address the bucket as a path (true) or as a host name (false); None: a path where an endpoint is given.",
+    )
+    credentials: Credentials = Field(
+        default="default",
+        description="Where the backend's host has the keys: default (the SDK's own chain), environment:PREFIX "
+        "(PREFIX_ACCESS_KEY_ID and PREFIX_SECRET_ACCESS_KEY), profile:NAME, or file:/absolute/path.",
+    )
+    ca_file: AbsolutePath | None = Field(
+        default=None, description="Certificates, PEM, on the backend's host that the server's must be signed by."
+    )
+    proxy: Address | None = Field(
+        default=None, description="Address of an HTTP proxy; None: as the backend's environment says."
+    )
+    offsite: bool = Field(default=True, description="It lies at another place than the site.")
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people."""
+        where = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        return f"{where} at {self.endpoint}" if self.endpoint else where
+
+
+TargetSpec = Annotated[FilesystemTargetSpec | S3TargetSpec, Field(discriminator="kind")]
+
+_SPEC: TypeAdapter[TargetSpec] = TypeAdapter(TargetSpec)
+
+
+def target_spec_of(stored: Any) -> TargetSpec:
+    """The spec in what a catalogue or a file holds, by its `kind`."""
+    return _SPEC.validate_python(stored)
 
 
 class PutTarget(Model):

@@ -12,9 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dpac_api.errors import Conflict, NotFound
-from dpac_api.models import FilesystemTargetSpec, Owner, PutTarget, Target, TargetSpec
+from dpac_api.models import Owner, PutTarget, Target, TargetSpec, target_spec_of
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, TargetRow
-from dpac_engine.control.host_checks import Claim, check_target, make_target_folder, real_path
+from dpac_engine.control.host_checks import Claim, check_target, make_target_folder, target_place, where_of
 from dpac_engine.control.ownership import settle
 
 
@@ -37,13 +37,13 @@ def get_target(session: Session, site_uid: str, name: str) -> Target:
 def target_spec(session: Session, name: str) -> TargetSpec | None:
     """A target's spec, retired ones included, since recovery points lie there; None if it is unknown."""
     row = _row(session, name)
-    return None if row is None else FilesystemTargetSpec.model_validate(row.spec)
+    return None if row is None else target_spec_of(row.spec)
 
 
 def all_target_specs(session: Session) -> dict[str, TargetSpec]:
     """Target name -> spec, retired ones included."""
     rows = session.execute(select(TargetRow.name, TargetRow.spec))
-    return {name: FilesystemTargetSpec.model_validate(spec) for name, spec in rows}
+    return {name: target_spec_of(spec) for name, spec in rows}
 
 
 def put_target(session: Session, name: str, put: PutTarget, *, data: Path, site_uid: str, now: datetime) -> Target:
@@ -63,20 +63,21 @@ def put_target(session: Session, name: str, put: PutTarget, *, data: Path, site_
     if (row.spec, row.lifecycle) != (spec, "active"):
         row.generation += 1
     row.spec, row.owner, row.lifecycle = spec, owner.model_dump(mode="json") if owner else None, "active"
-    row.path_real = real_path(put.spec.path)
+    row.path_real = target_place(put.spec)
     session.flush()
     return _wire(row, site_uid, _users(session).get(name, []))
 
 
 def _check_change(session: Session, row: TargetRow, spec: TargetSpec) -> None:
-    if row.spec == spec.model_dump(mode="json"):
+    was = target_spec_of(row.spec)
+    if target_place(was) == target_place(spec):
         return
     holders = _holders(session).get(row.name, [])
     if holders:
         raise Conflict(
-            f"The target {row.name!r} cannot move from {row.spec['path']} to {spec.path}: recovery points of {', '.join(holders)} "
+            f"The target {row.name!r} cannot move from {was.location} to {spec.location}: recovery points of {', '.join(holders)} "
             "lie there. Declare a second target, add a leg to it, and remove the old leg once the new one is protected.",
-            property_path="spec.path",
+            property_path=where_of(spec),
         )
 
 
@@ -143,6 +144,12 @@ def _holders(session: Session) -> dict[str, list[str]]:
     return found
 
 
+def group_uids_at(session: Session, name: str) -> list[str]:
+    """The groups whose recovery points may lie at a target, by uid."""
+    rows = session.execute(select(GroupRow.uid, GroupRow.spec, GroupRow.targets_past))
+    return [uid for uid, spec, past in rows if name in (*legs_of(spec), *past)]
+
+
 def legs_of(spec: dict[str, Any]) -> list[str]:
     """The targets that a group's legs name, in the order of the legs."""
     return [leg["target"] for leg in spec["replication"].values()]
@@ -172,7 +179,7 @@ def _wire(row: TargetRow, site_uid: str, used_by: list[str]) -> Target:
         uid=row.uid,
         site_uid=site_uid,
         owner=_owner(row),
-        spec=FilesystemTargetSpec.model_validate(row.spec),
+        spec=target_spec_of(row.spec),
         generation=row.generation,
         used_by=used_by,
     )

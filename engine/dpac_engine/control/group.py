@@ -205,12 +205,15 @@ class Group:
     async def apply(self, assignment: WorkerAssignment) -> None:
         """See `runtime.Runtime.apply`."""
         async with self._applying:
-            self.assignment = assignment
+            before, self.assignment = self.assignment, assignment
             await self._drop_members()
             self._set_members()
             for member in self.members.values():
                 await member.attach()
             await self._drop_legs()
+            for leg in self.legs.values():
+                if before.targets.get(leg.spec.target) != assignment.targets.get(leg.spec.target):
+                    leg.reopen()  # the same place, reached in another way: other credentials, another proxy
             self._set_legs()
             self.mark()
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpac_api.errors import Conflict, Invalid
-from dpac_api.models import SECTOR_BYTES, DirectorySpec, MemberSpec, TargetSpec, VolumeSpec
+from dpac_api.models import (
+    SECTOR_BYTES,
+    DirectorySpec,
+    FilesystemTargetSpec,
+    MemberSpec,
+    S3TargetSpec,
+    TargetSpec,
+    VolumeSpec,
+)
 
 
 class Claim(NamedTuple):
@@ -124,7 +132,43 @@ def check_overlaps(
 
 
 def check_target(spec: TargetSpec, data: Path, others: Iterable[Claim], members: Iterable[Claim]) -> None:
-    """Refuse a target whose parent is missing, or that overlaps with dpac's folder, another target or a member."""
+    """Refuse a target that this host cannot use, or that overlaps with dpac's folder, another target or a member."""
+    if isinstance(spec, S3TargetSpec):
+        _check_references(spec)
+    else:
+        _check_folder(spec)
+        check_apart(spec.path, where_of(spec), members, data)
+    claim = Claim(target_place(spec), "this target", True)
+    for other in others:
+        if _overlap(claim, other):
+            raise Conflict(
+                f"{spec.location} overlaps with {other.what} ({other.path}). Use that one, or another place.",
+                property_path=where_of(spec),
+            )
+
+
+def target_place(spec: TargetSpec) -> str:
+    """What two targets are compared by: they are at one place if it is equal, and one in the other if it lies below."""
+    if isinstance(spec, S3TargetSpec):
+        return f"s3://{(spec.endpoint or 'aws').lower()}/{spec.bucket}/{spec.prefix}".rstrip("/")
+    return real_path(spec.path)
+
+
+def where_of(spec: TargetSpec) -> str:
+    """The property that says where a target is."""
+    return "spec.bucket" if isinstance(spec, S3TargetSpec) else "spec.path"
+
+
+def _check_references(spec: S3TargetSpec) -> None:
+    """What the spec names on this host must be there; keys may come later, since they are read at each use."""
+    if spec.ca_file is not None and not os.access(spec.ca_file, os.R_OK):
+        raise Invalid(
+            f"The certificates {spec.ca_file} cannot be read on the backend's host. Put them there, readable for its user.",
+            property_path="spec.ca_file",
+        )
+
+
+def _check_folder(spec: FilesystemTargetSpec) -> None:
     where = "spec.path"
     path = Path(spec.path)
     if path.exists() and not path.is_dir():
@@ -135,19 +179,13 @@ def check_target(spec: TargetSpec, data: Path, others: Iterable[Claim], members:
         )
     if not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
         raise Invalid(f"The backend may not write to {path}. Give its user access.", property_path=where)
-    claim = Claim(real_path(spec.path), "this target", True)
-    check_apart(spec.path, where, members, data)
-    for other in others:
-        if _overlap(claim, other):
-            raise Conflict(
-                f"{spec.path} overlaps with {other.what} ({other.path}). Use that one, or another path.",
-                property_path=where,
-            )
 
 
 def make_target_folder(spec: TargetSpec) -> None:
     """Create a target's folder, checked before, if it is missing: replication never makes it, since a mount that is away
-    must not be written beneath."""
+    must not be written beneath. Buckets are made by their owner."""
+    if isinstance(spec, S3TargetSpec):
+        return
     try:
         Path(spec.path).mkdir(exist_ok=True)
     except OSError as cause:

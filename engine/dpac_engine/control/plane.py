@@ -35,7 +35,7 @@ from dpac_engine.control.auth import Authenticator
 from dpac_engine.control.catalogue import Catalogue, recall, remember, utc
 from dpac_engine.control.catalogue_groups import Host, OnDestroy, delete_group, group_row, where_recovery_points_lie
 from dpac_engine.control.catalogue_schema import GroupRow, MountRow, OperationRow
-from dpac_engine.control.catalogue_targets import target_spec
+from dpac_engine.control.catalogue_targets import group_uids_at, target_spec
 from dpac_engine.control.drill import Drill
 from dpac_engine.control.observation import observe, with_crashing
 from dpac_engine.control.operations import Operations, RunMaker, Stage
@@ -216,6 +216,11 @@ class Plane:
                 )
 
     # -------------------------------------------------------------- targets
+
+    async def retarget(self, name: str) -> None:
+        """Tell the workers how a target is reached now."""
+        for uid in await self.read(lambda session: group_uids_at(session, name)):
+            self.reconciler.nudge(uid)
 
     async def check_target(self, name: str) -> TargetCheck:
         """Probe a target."""

@@ -51,6 +51,7 @@ def target_routes(plane: Plane) -> APIRouter:
                 session, name, put, data=plane.host.data, site_uid=site_uid, now=plane.now()
             ).model_dump(mode="json"),
         )
+        await plane.retarget(name)
         return Target.model_validate(answer)
 
     @routes.delete("/{name}", status_code=204, dependencies=[requires(plane, "admin")])

@@ -121,6 +121,7 @@ class Shipper:
     message: str = ""
     last_mark: Mark | None = None
     _writer: RepositoryWriter | None = None
+    _reopens: bool = False
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _forced_to_lsn: int = 0
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -153,6 +154,11 @@ class Shipper:
         self._forced_to_lsn = self.group.spool.durable_lsn
         self._settled.clear()
         self._wake.set()
+
+    def reopen(self) -> None:
+        """Open the target anew before the next step, at once: how it is reached was changed."""
+        self._reopens = True
+        self.hurry()
 
     async def ship_now(self) -> None:
         """`hurry`, and return once done, or once the target proves to be away."""
@@ -192,6 +198,8 @@ class Shipper:
         failures = 0
         while True:
             try:
+                if self._reopens:
+                    self._reopens, self._writer, self._seeding = False, None, None
                 if self._writer is None:
                     await self._open()
                 await self._step()

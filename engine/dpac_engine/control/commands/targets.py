@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from dpac_engine.control.commands.session import (
     table,
 )
 
+if TYPE_CHECKING:
+    from dpac_api.models import TargetSpec
+
 app = typer.Typer(help="Where copies go.", no_args_is_help=True)
 TargetName = Annotated[str, typer.Argument(metavar="TARGET", help="The target's name.")]
 
@@ -35,12 +38,12 @@ def list_targets(json: Json = False, limit: Limit = PAGE, cursor: Cursor = None)
     if json:
         print_page(found, more)
         return
-    rows = table("TARGET", "KIND", "PATH", "OWNER", "USED BY")
+    rows = table("TARGET", "KIND", "WHERE", "OWNER", "USED BY")
     for target in found:
         rows.add_row(
             target.name,
             target.spec.kind,
-            escape(target.spec.path),
+            escape(target.spec.location),
             str(target.owner or "-"),
             ", ".join(target.used_by) or "-",
         )
@@ -69,26 +72,76 @@ def check(target: TargetName, json: Json = False) -> None:
 def add(
     target: TargetName,
     path: Annotated[
-        Path, typer.Option("--path", help="A directory on the backend's host; created if its parent exists.")
-    ],
+        Path | None, typer.Option("--path", help="A directory on the backend's host; created if its parent exists.")
+    ] = None,
+    bucket: Annotated[str | None, typer.Option("--bucket", help="A bucket of Amazon S3 or a server like it.")] = None,
+    prefix: Annotated[str | None, typer.Option("--prefix", help="S3: every key begins with it.")] = None,
+    region: Annotated[str | None, typer.Option("--region", help="S3: the bucket's region.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", help="S3: the server's address; else Amazon S3.")
+    ] = None,
+    storage_class: Annotated[
+        str | None, typer.Option("--storage-class", help="S3: of objects of 128 KiB and more.")
+    ] = None,
+    path_style: Annotated[
+        bool | None,
+        typer.Option("--path-style/--host-style", help="S3: the bucket in the path, or in the host name."),
+    ] = None,
+    credentials: Annotated[
+        str | None,
+        typer.Option(
+            "--credentials",
+            help="S3: where the backend's host has the keys: default, environment:PREFIX, profile:NAME, file:/PATH.",
+        ),
+    ] = None,
+    ca_file: Annotated[
+        str | None, typer.Option("--ca-file", help="S3: certificates that the server's must be signed by.")
+    ] = None,
+    proxy: Annotated[str | None, typer.Option("--proxy", help="S3: address of an HTTP proxy.")] = None,
+    offsite: Annotated[
+        bool | None,
+        typer.Option("--offsite/--onsite", help="Whether it lies at another place than the site. Else: S3 does."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Create or change a filesystem target. Its owner, if it has one, stays."""
-    from pydantic import ValidationError
-
-    from dpac_api.models import FilesystemTargetSpec
-    from dpac_engine.control.property_paths import invalid
-
-    try:
-        spec = FilesystemTargetSpec(path=str(path.expanduser().absolute()))
-    except ValidationError as error:
-        raise invalid(error.errors(), None) from None
+    """Create or change a target: give --path or --bucket. Its owner, if it has one, stays."""
+    given = {
+        "path": str(path.expanduser().absolute()) if path else None,
+        "bucket": bucket,
+        "prefix": prefix,
+        "region": region,
+        "endpoint": endpoint,
+        "storage_class": storage_class,
+        "path_style": path_style,
+        "credentials": credentials,
+        "ca_file": ca_file,
+        "proxy": proxy,
+        "offsite": offsite,
+    }
+    spec = _spec({name: value for name, value in given.items() if value is not None})
     with client() as site:
         made = site.put_target(target, spec)
     if json:
         print_json(made)
     else:
-        say(f"The target {made.name} is at {made.spec.path}.")
+        say(f"The target {made.name} is at {made.spec.location}.")
+
+
+def _spec(given: dict[str, Any]) -> TargetSpec:
+    """The spec that options describe. Invalid if they do not."""
+    from pydantic import ValidationError
+
+    from dpac_api.errors import Invalid
+    from dpac_api.models import target_spec_of
+    from dpac_engine.control.property_paths import invalid
+
+    if ("path" in given) == ("bucket" in given):
+        raise Invalid("A target is a directory or a bucket: give either --path or --bucket.")
+    spec = {"kind": "filesystem" if "path" in given else "s3", **given}
+    try:
+        return target_spec_of(spec)
+    except ValidationError as error:
+        raise invalid(error.errors(), spec) from None
 
 
 @app.command("delete")
