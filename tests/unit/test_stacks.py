@@ -83,6 +83,18 @@ def test_a_stack_declares_what_its_configuration_says(recorder: Recorder, declar
     assert recorder.made["shop-ready"]["timeout"] == "1m"
 
 
+def test_a_stack_declares_a_bucket_by_the_words_of_its_component(recorder: Recorder, declared: Any) -> None:
+    """What has a bucket is an S3Target."""
+
+    @pulumi.runtime.test
+    def program() -> None:
+        declared.declare({"cloud": {"bucket": "shop-copies", "credentials": "profile:backup"}}, {})
+
+    program()
+    made = recorder.made["cloud-target"]
+    assert (made["kind"], made["bucket"], made["credentials"]) == ("s3", "shop-copies", "profile:backup")
+
+
 def test_a_relative_path_begins_at_the_root_of_the_project(recorder: Recorder, declared: Any) -> None:
     """So that one file serves every checkout; the stack's site is that of whatever names none."""
 
