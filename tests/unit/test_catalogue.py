@@ -373,7 +373,7 @@ def test_two_targets_do_not_share_a_place_in_a_bucket(site: Site) -> None:
     site.put_bucket("cloud", prefix="a/b")
     site.put_bucket("apart", prefix="a/bc")
     for prefix in ("a/b", "a/b/c", "a", ""):
-        with pytest.raises(Conflict, match="target 'cloud'|target 'apart'"):
+        with pytest.raises(Conflict, match=r"target 'cloud'|target 'apart'"):
             site.put_bucket("second", prefix=prefix)
 
 

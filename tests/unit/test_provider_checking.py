@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpac_api.models import RetentionSpec
 from dpac_provider.checking import check
-from dpac_provider.inputs import CheckpointInputs, DrillInputs, GroupInputs, ReadyInputs, FilesystemTargetInputs
+from dpac_provider.inputs import CheckpointInputs, DrillInputs, FilesystemTargetInputs, GroupInputs, ReadyInputs
 from dpac_provider.values import UNKNOWN, has_unknown
 
 
