@@ -30,6 +30,7 @@ from dpac_engine.io.members import volume as volume_module
 from dpac_engine.io.members.volume import Volume
 from dpac_engine.io.nbd.export import Change, ChangeKind
 from dpac_engine.io.spool import Entry, Identity, Spool
+from tests.spools import records_of
 
 SECTOR = 512
 DEVICE_BYTES = 192 * 1024
@@ -143,9 +144,7 @@ class Rig:
             changes.append(Change(kind, offset, length, None if data is None else memoryview(data)))
         self.volume.submit(changes)
         records = [
-            header
-            for header, _ in self.spool.read(lsns_from, self.spool.head_lsn)
-            if header.kind in (Kind.WRITE, Kind.ZERO, Kind.TRIM)
+            record for record in records_of(self.spool, lsns_from) if record.kind in (Kind.WRITE, Kind.ZERO, Kind.TRIM)
         ]
         position = 0
         for change in changes:

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from dpac_api.errors import Corruption
 from dpac_engine.core.records import Kind, stored_bytes
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.spool import Entry, Identity, Spool, scan
+from tests.spools import records_of
 
 FILE_BYTES = 64 * 1024
 TAG = 0x11223344
@@ -113,13 +115,40 @@ def test_what_is_appended_is_read_back_and_scanned(lives: Callable[..., Life], t
         for lsn, entry in zip(life.spool.append(batch), batch, strict=True):
             expected.append((lsn, entry.payload))
     assert life.spool.head_lsn > 5 * FILE_BYTES
-    read = [(header.lsn, bytes(payload)) for header, payload in life.spool.read(0, life.spool.head_lsn)]
+    read = [(record.lsn, record.payload) for record in records_of(life.spool)]
     assert read == expected
     head = life.spool.head_lsn
     life.spool.stop()
     assert found(tmp_path) == expected
     again = lives(head=head, incarnation=2)
-    assert [(h.lsn, bytes(p)) for h, p in again.spool.read(0, head)] == expected
+    assert [(record.lsn, record.payload) for record in records_of(again.spool)] == expected
+
+
+def test_a_bounded_read_ends_with_a_whole_run(lives: Callable[..., Life]) -> None:
+    """Once it has enough it stops at the next end of a run, be that in the next file; read on, nothing is missing."""
+    life = lives()
+    run = [Entry(Kind.WRITE, 1, 1, 0, 0, bytes([n]) * 9000) for n in range(20)] + [write(b"end of the run")]
+    life.spool.append([write(b"before"), *run, write(b"after")])
+    assert life.spool.head_lsn > 2 * FILE_BYTES
+    first = list(life.spool.read(0, life.spool.head_lsn, 10_000))
+    payloads = [bytes(payload) for batch in first for payload in batch.payloads]
+    assert payloads == [b"before", *(entry.payload for entry in run)]
+    rest = records_of(life.spool, first[-1].next_lsn)
+    assert [record.payload for record in rest] == [b"after"]
+
+
+@pytest.mark.parametrize("at", [0, 12, 16, 56, 64, 163])
+def test_a_flipped_bit_in_a_record_is_found_by_reading(lives: Callable[..., Life], tmp_path: Path, at: int) -> None:
+    """Magic, size, place, checksum or payload: what is not what was appended is never handed out."""
+    life = lives()
+    life.spool.append([write(bytes([n]) * 100) for n in range(8)])
+    with (tmp_path / f"{0:016x}.spool").open("r+b") as file:
+        file.seek(3 * 192 + at)
+        byte = file.read(1)[0]
+        file.seek(3 * 192 + at)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(Corruption):
+        list(life.spool.read(0, life.spool.head_lsn))
 
 
 def test_a_record_that_ends_exactly_at_a_files_end_is_followed_by_one_in_the_next(
@@ -134,7 +163,7 @@ def test_a_record_that_ends_exactly_at_a_files_end_is_followed_by_one_in_the_nex
         assert lsns[-1] == FILE_BYTES
         life.durable()
         payloads = [entry.payload for entry in full + after]
-        assert [bytes(p) for _, p in life.spool.read(0, life.spool.head_lsn)] == payloads
+        assert [record.payload for record in records_of(life.spool)] == payloads
         life.spool.stop()
         assert [payload for _, payload in found(folder)] == payloads
         cut_power(folder, {})
@@ -376,9 +405,9 @@ def test_reading_goes_on_beside_appending_and_releasing(lives: Callable[..., Lif
         try:
             while at < bounds[-1] or not finished.is_set():
                 limit = bounds[-1]
-                for header, payload in life.spool.read(at, limit):
-                    assert bytes(payload) == bytes([header.offset % 251]) * len(payload)
-                    assert header.offset == number
+                for record in records_of(life.spool, at, limit):
+                    assert record.payload == bytes([record.offset % 251]) * len(record.payload)
+                    assert record.offset == number
                     number += 1
                 at = limit
                 released[0] = at

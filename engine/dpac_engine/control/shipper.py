@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 
 from dpac_api.errors import Conflict, Corruption, DpacError, Temporary
 from dpac_api.models import AsyncLegSpec, DataState
@@ -22,7 +23,7 @@ from dpac_engine.control.seeding import Piece, Seeding, SeedSource
 from dpac_engine.core import sealing
 from dpac_engine.core.checkpoints import Mark, decode_mark
 from dpac_engine.core.manifest import MemberState, RepositoryState, SegmentRef
-from dpac_engine.core.records import Flags, Kind, decode_key
+from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
 from dpac_engine.io.repository import RepositoryWriter, SpecObject
 from dpac_engine.io.spool import Spool
@@ -354,31 +355,15 @@ class Shipper:
             self.last_mark = piece.marks[-1]
 
     def _slice(self, from_lsn: int, to_lsn: int) -> _Slice:
-        rows, marks, end = SegmentWriter(), [], from_lsn
+        rows, marks, end = SegmentWriter(), list[Mark](), from_lsn
         first_stamp = last_stamp = 0
-        for header, payload in self.group.spool.read(from_lsn, to_lsn):
-            key, value = None, payload
-            if header.kind in (Kind.PUT, Kind.DELETE):
-                keyspace, name, start = decode_key(payload)
-                key, value = (keyspace, name), payload[start:]
-            elif header.kind == Kind.MARK:
-                marks.append(decode_mark(header.epoch, header.lsn, header.stamp, payload))
-            rows.add(
-                header.kind,
-                header.flags,
-                header.member,
-                header.lsn,
-                header.stamp,
-                header.offset,
-                header.length,
-                bytes(value),  # a copy: the spool's file may be recycled before the segment is sealed
-                key,
-            )
-            first_stamp, last_stamp, end = first_stamp or header.stamp, header.stamp, header.next_lsn
-            if rows.plain_bytes >= SLICE_BYTES_MAX and not header.flags & Flags.RUN_CONTINUES:
-                break
-        else:
-            end = to_lsn
+        for batch in self.group.spool.read(from_lsn, to_lsn, SLICE_BYTES_MAX):
+            headers, end = batch.headers, batch.next_lsn
+            for row in np.flatnonzero(headers["kind"] == Kind.MARK).tolist():
+                epoch, lsn, stamp = (int(headers[name][row]) for name in ("epoch", "lsn", "stamp"))
+                marks.append(decode_mark(epoch, lsn, stamp, batch.payloads[row]))
+            rows.extend(batch)
+            first_stamp, last_stamp = first_stamp or int(headers["stamp"][0]), int(headers["stamp"][-1])
         return _Slice(rows, marks, end, (first_stamp, last_stamp))
 
     def _store_slice(self, piece: _Slice, members: dict[int, MemberState]) -> None:

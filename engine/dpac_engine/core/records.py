@@ -16,6 +16,8 @@ from enum import IntEnum
 from typing import NamedTuple
 from zlib import crc32
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from dpac_api.errors import Corruption
@@ -25,7 +27,27 @@ HEADER = struct.Struct("<HBBIIIQQQQIIQ")
 HEADER_BYTES = HEADER.size
 assert HEADER_BYTES == ALIGNMENT_BYTES
 _UNSIGNED = struct.Struct("<HBBIIIQQQQII")  # the header without its checksum
+_STEP = struct.Struct("<HB9xI")  # of a header what a walk needs: magic, kind, payload bytes
 _KEY = struct.Struct("<HH")
+HEADER_DTYPE = np.dtype(
+    [
+        ("magic", "<u2"),
+        ("kind", "u1"),
+        ("flags", "u1"),
+        ("incarnation", "<u4"),
+        ("member", "<u4"),
+        ("payload_bytes", "<u4"),
+        ("lsn", "<u8"),
+        ("offset", "<u8"),
+        ("length", "<u8"),
+        ("stamp", "<u8"),
+        ("shard_tag", "<u4"),
+        ("epoch", "<u4"),
+        ("checksum", "<u8"),
+    ]
+)
+"""A header as `HEADER` packs it, for many at once."""
+HeaderArray = npt.NDArray[np.void]
 MAGIC = 0x4A64  # "dJ"
 PAYLOAD_BYTES_MAX = 32 * 2**20
 KEY_BYTES_MAX = 0xFFFF
@@ -135,6 +157,52 @@ def payload_of(stream: memoryview, at: int, header: Header) -> memoryview:
     if len(payload) != header.payload_bytes or xxhash.xxh3_64_intdigest(payload, seed) != header.checksum:
         raise Corruption(f"The journal record at LSN {header.lsn} does not match its checksum.")
     return payload
+
+
+class Records(NamedTuple):
+    """Records that follow each other. headers: (n,) of dtype `HEADER_DTYPE`; payloads: one each, views."""
+
+    headers: HeaderArray
+    payloads: list[memoryview]
+    next_lsn: int
+    """Where the record after the last of them starts."""
+
+
+def decode_records(stream: memoryview, base_lsn: int, from_lsn: int, to_lsn: int, bytes_max: int) -> Records:
+    """Records of `[from_lsn, to_lsn)`, checked, padding left out, until they hold `bytes_max` payload bytes.
+
+    `stream` is one spool file, whose first byte is at `base_lsn`. A record whose run continues is never the last one
+    because of `bytes_max`. Corruption where the stream does not hold what it must.
+    """
+    places: list[int] = []
+    at, end, room = from_lsn - base_lsn, min(to_lsn - base_lsn, len(stream)), bytes_max
+    while at < end:
+        magic, kind, payload_bytes = _STEP.unpack_from(stream, at)
+        if magic != MAGIC or payload_bytes > PAYLOAD_BYTES_MAX:
+            raise Corruption(f"The spool has no record at LSN {base_lsn + at}, where there must be one.")
+        if kind == Kind.PAD:
+            at = len(stream)  # a pad fills its file
+            break
+        places.append(at)
+        room -= payload_bytes
+        at += (HEADER_BYTES + payload_bytes + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
+        if room <= 0 and not stream[places[-1] + 3] & Flags.RUN_CONTINUES:
+            break
+    lines = np.frombuffer(stream, HEADER_DTYPE)
+    headers = lines[np.array(places, np.int64) // HEADER_BYTES]
+    if not np.array_equal(headers["lsn"], np.array(places, np.uint64) + np.uint64(base_lsn)):
+        raise Corruption(f"The spool has foreign records from LSN {from_lsn} on.")
+    payloads = [
+        stream[start + HEADER_BYTES : start + HEADER_BYTES + length]
+        for start, length in zip(places, headers["payload_bytes"].tolist(), strict=True)
+    ]
+    sums = [
+        xxhash.xxh3_64_intdigest(payload, crc32(stream[start : start + HEADER_BYTES - 8]))
+        for start, payload in zip(places, payloads, strict=True)
+    ]
+    if (bad := np.flatnonzero(headers["checksum"] != np.array(sums, np.uint64))).size:
+        raise Corruption(f"The journal record at LSN {base_lsn + places[bad[0]]} does not match its checksum.")
+    return Records(headers, payloads, base_lsn + at)
 
 
 def encode_key_change(change: KeyChange) -> tuple[int, bytes]:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from dpac_api.errors import Corruption, Unsupported
 from dpac_engine.core.checkpoints import Mark, decode_mark
-from dpac_engine.core.records import Kind
+from dpac_engine.core.records import Kind, Records, decode_key
 
 MAGIC = b"DPACSEG1"
 FOOTER_MAGIC = b"DPACEND1"
@@ -178,12 +178,13 @@ class Seal:
         key = HKDF(hashes.SHA256(), 32, salt=unique_id, info=b"dpac segment 1").derive(data_key)
         self._aead = AESGCM(key)
         self._associated = associated
-        self._level = compression_level
+        # One for all blocks: making a compressor costs more than a block of 64 KiB. It is locked while it works.
+        self._compressor = zstd.ZstdCompressor(level=compression_level)
 
     def close(self, domain: Domain, number: int, plain: bytes | memoryview) -> bytes:
         """The stored form of a block."""
-        packed = zstd.compress(plain, level=self._level)
-        body = b"\x01" + packed if len(packed) < len(plain) else b"\x00" + bytes(plain)
+        packed = self._compressor.compress(plain, mode=zstd.ZstdCompressor.FLUSH_FRAME)
+        body = b"".join((b"\x01", packed) if len(packed) < len(plain) else (b"\x00", plain))
         return self._aead.encrypt(_NONCE.pack(domain, number), body, self._associated)
 
     def open(self, domain: Domain, number: int, stored: bytes | memoryview) -> bytes:
@@ -207,13 +208,38 @@ class SegmentWriter:
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, int, int, int, int, int, int, int]] = []
+        self._parts: list[RowArray] = []
         self._payloads: list[bytes | memoryview] = []
         self._keys: list[tuple[int, bytes]] = []
         self._marks: list[bytes] = []
         self.plain_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) + sum(len(part) for part in self._parts)
+
+    def extend(self, records: Records) -> None:
+        """Add what lies in the spool as it lies there. Copies the payloads: their file may be recycled."""
+        headers, payloads = records.headers, records.payloads
+        for at in np.flatnonzero(np.isin(headers["kind"], (Kind.PUT, Kind.DELETE))).tolist():
+            keyspace, key, start = decode_key(payloads[at])
+            self._keys.append((keyspace, key))
+            payloads[at] = payloads[at][start:]
+        self._marks += [bytes(payloads[at]) for at in np.flatnonzero(headers["kind"] == Kind.MARK).tolist()]
+        lengths = np.array([len(payload) for payload in payloads], np.uint64)
+        ends = self.plain_bytes + np.cumsum(lengths)
+        rows = np.zeros(len(headers), ROW)
+        for name in ("kind", "flags", "member", "lsn", "stamp", "offset", "length"):
+            rows[name] = headers[name]
+        rows["position"], rows["payload_bytes"] = ends - lengths, lengths
+        self._pack()
+        self._parts.append(rows)
+        self._payloads.append(b"".join(payloads))
+        self.plain_bytes += len(self._payloads[-1])
+
+    def _pack(self) -> None:
+        if self._rows:
+            self._parts.append(np.array(self._rows, ROW))
+            self._rows = []
 
     def add(
         self,
@@ -242,13 +268,15 @@ class SegmentWriter:
         """The segment's bytes."""
         head = header.encode()
         seal = Seal(data_key, header.segment_id, head, compression_level)
+        self._pack()
+        records = b"".join(part.tobytes() for part in self._parts)
         stream = memoryview(b"".join(self._payloads))
         out, ends, at = [head], [], HEADER_BYTES
         for number, begin in enumerate(range(0, len(stream), BLOCK_BYTES)):
             out.append(seal.close(Domain.BLOCK, number, stream[begin : begin + BLOCK_BYTES]))
             at += len(out[-1])
             ends.append(at)
-        index = _Index(np.array(self._rows, ROW).tobytes(), np.array(ends, "<u8").tobytes(), self._keys, self._marks)
+        index = _Index(records, np.array(ends, "<u8").tobytes(), self._keys, self._marks)
         stored = seal.close(Domain.INDEX, 0, msgspec.msgpack.encode(index))
         footer = _FOOTER.pack(FOOTER_MAGIC, at, len(stored), len(ends), len(stream), bytes(16))
         return b"".join((*out, stored, footer, xxhash.xxh3_64_intdigest(footer).to_bytes(8, "little")))

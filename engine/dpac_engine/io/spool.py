@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from dpac_api.errors import Corruption
 from dpac_engine.core import records
-from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind
+from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Flags, Header, Kind, Records
 from dpac_engine.io.files import sync_folder, write_all
 
 FILE_BYTES = 32 * 2**20
@@ -271,20 +271,20 @@ class Spool:
         at = lsn % FILE_BYTES
         return self._files[lsn // FILE_BYTES].view[at : at + length]
 
-    def read(self, from_lsn: int, to_lsn: int) -> Iterator[tuple[Header, memoryview]]:
-        """Records of `[from_lsn, to_lsn)` with their payloads, checked, in order; padding left out."""
-        lsn = from_lsn
-        while lsn < to_lsn:
-            view, at = self._files[lsn // FILE_BYTES].view, lsn % FILE_BYTES
-            header = records.decode_header(view, at)
-            if header is None or header.lsn != lsn:
-                raise Corruption(f"The spool has no record at LSN {lsn}, where there must be one.")
-            payload = records.payload_of(view, at, header)
-            if header.kind == Kind.PAD:
-                lsn += header.length
-                continue
-            yield header, payload
-            lsn = header.next_lsn
+    def read(self, from_lsn: int, to_lsn: int, bytes_max: int = 1 << 62) -> Iterator[Records]:
+        """Records of `[from_lsn, to_lsn)`, checked, in order, padding left out, in batches that do not span files.
+
+        Ends early, at the end of a run, once the payloads hold `bytes_max`. KeyError where it was released already.
+        """
+        at, room, divisible = from_lsn, bytes_max, True
+        while at < to_lsn and (room > 0 or not divisible):
+            index = at // FILE_BYTES
+            batch = records.decode_records(self._files[index].view, index * FILE_BYTES, at, to_lsn, room)
+            at = batch.next_lsn
+            if len(batch.headers):
+                room -= int(batch.headers["payload_bytes"].sum())
+                divisible = not batch.headers["flags"][-1] & Flags.RUN_CONTINUES
+                yield batch
 
     # ------------------------------------------------------------------ space
 
