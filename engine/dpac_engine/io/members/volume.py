@@ -33,6 +33,7 @@ PENDING_RECORDS_MAX = 32_768
 AGE_SECONDS_MAX = 2.0
 SEED_TRIES = 3
 
+_WRITE = int(Kind.WRITE)  # a plain number: the enumeration's costs in every comparison
 _KINDS = {ChangeKind.WRITE: Kind.WRITE, ChangeKind.ZERO: Kind.ZERO, ChangeKind.TRIM: Kind.TRIM}
 
 
@@ -213,7 +214,7 @@ class Volume:
 
     def _enter(self, change: _Pending) -> None:
         lsn, kind, offset, length, position, _ = change
-        if kind == Kind.WRITE:
+        if kind == _WRITE:
             self._overlay.write(offset, length, position)
             self.pending_bytes += length
         else:
@@ -392,14 +393,14 @@ class Volume:
         durable = self._spool.durable_lsn
         batch: list[_Pending] = []
         size = 0
-        while self._pending and size < BATCH_BYTES and len(batch) < BATCH_RECORDS:
-            change = self._pending[0]
-            if change.lsn >= durable:
-                break
+        pending = self._pending
+        if pending and pending[0].lsn < durable:
+            self._in_flight_lsn = pending[0].lsn
+        while pending and size < BATCH_BYTES and len(batch) < BATCH_RECORDS and pending[0][0] < durable:
+            change = pending.popleft()
             batch.append(change)
-            size += change.length if change.kind == Kind.WRITE else 0
-            self._in_flight_lsn = batch[0].lsn
-            self._pending.popleft()
+            if change[1] == _WRITE:
+                size += change[3]
         if not batch:
             return
         try:
@@ -413,9 +414,10 @@ class Volume:
             self._in_flight_lsn = self._writing = None
         if self.bypass:
             return
+        applied_write = self._overlay.applied_write
         for lsn, kind, offset, length, position, _ in batch:
-            if kind == Kind.WRITE:
-                self._overlay.applied_write(offset, length, position)
+            if kind == _WRITE:
+                applied_write(offset, length, position)
             else:
                 self._overlay.applied_zero(offset, length, lsn)
         self.pending_bytes -= size
@@ -424,16 +426,20 @@ class Volume:
         # Runs of changes that continue each other on the device go in one call; order is kept throughout.
         run: list[memoryview] = []
         run_offset = run_end = -1
+        fd, view = self._fd, self._spool.view
         for _, kind, offset, length, position, _ in batch:
-            if kind != Kind.WRITE or offset != run_end:
-                write_all(self._fd, run, run_offset)
-                run, run_offset, run_end = [], offset, offset
-            if kind == Kind.WRITE:
-                run.append(self._spool.view(position, length))
+            if kind == _WRITE:
+                if offset != run_end:
+                    if run:
+                        write_all(fd, run, run_offset)
+                    run, run_offset = [], offset
+                run.append(view(position, length))
                 run_end = offset + length
-            else:
-                punch_hole(self._fd, offset, min(length, self.size_bytes - offset))
-        write_all(self._fd, run, run_offset)
+                continue
+            write_all(fd, run, run_offset)
+            run, run_end = [], -1
+            punch_hole(fd, offset, min(length, self.size_bytes - offset))
+        write_all(fd, run, run_offset)
 
     @property
     def low_lsn(self) -> int:
