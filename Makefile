@@ -3,7 +3,7 @@
 # make down      stop application and backend; data, copies and stacks stay
 # make clean     make down, then remove data, copies and stacks of the quickstart (asks first)
 # make test      lint and all tests          make soak    long campaigns
-# make lint      ruff, mypy, import-linter   make bench   against nbdkit, qemu-nbd and others
+# make lint      ruff, mypy, import-linter   make bench   against nbdkit, restic, kopia and others
 # make tools     only the Pulumi CLI with its Python language host
 
 PYTHON := setup/python
@@ -37,7 +37,7 @@ lint: test-environment
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
-	$(VENV)/mypy setup tests/tools.py tests/conftest.py examples/quickstart/orders.py
+	$(VENV)/mypy setup bench tests/tools.py tests/conftest.py examples/quickstart/orders.py
 	$(VENV)/lint-imports
 
 # Where a Go tool cannot be built, the tests that need it say so; with CI=true they fail on it.
@@ -57,6 +57,7 @@ soak: test-environment
 	-@$(PYTHON) -m setup.go_tools versitygw
 	$(VENV)/pytest -m soak --timeout=0 $(PYTEST_ARGS)
 
+# BENCH_ARGS=--quick is smaller and shorter; BENCH_ARGS="--only volume" runs a part.
 bench: test-environment
 	@$(PYTHON) -m setup.packages bench
 	-@$(PYTHON) -m setup.go_tools versitygw kopia

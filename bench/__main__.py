@@ -1,150 +1,36 @@
-"""`make bench`: every row in one run on one machine, interleaved; build/bench.json and docs/benchmarks.md."""
+"""`make bench`: ours and the peers in one run on one machine, interleaved; build/bench.json and docs/benchmarks.md."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
-from bench import peers
-from bench.backend import backend, wait_for
-from bench.load import Load, Result, run
+from bench import backup_programs, peers
+from bench.backend import backend
+from bench.copies import copy_rows, tree_source, volume_source
+from bench.places import Folder
 from bench.render import render
+from bench.row import Row
+from bench.writes import mount_rows, write_rows
 from dpac_api.client import Client
-from dpac_api.models import FilesystemTargetSpec, GroupSpec, Owner
 
-GIB = 2**30
-OWNER = Owner(project="bench", stack="bench")
-_NUMBERS = itertools.count()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison. `ratio` is ours/peer; `met` compares it, or `ours` where there is no peer, with `goal`."""
-
-    name: str
-    ours: float
-    peer: float | None
-    peer_name: str
-    unit: str
-    ratio: float | None
-    goal: str
-    met: bool | None
-
-
-@contextmanager
-def protected(client: Client, folder: Path, name: str, size: str, history: str = "1h") -> Iterator[str]:
-    """A protected volume with an async leg; its NBD URI."""
-    client.put_target(name, FilesystemTargetSpec(path=str(folder / f"copies-{name}")), owner=OWNER)
-    spec = GroupSpec.model_validate(
-        {
-            "members": {"disk": {"kind": "volume", "path": str(folder / f"{name}.raw"), "size": size}},
-            "replication": {"copies": {"target": name, "rpo": "15s"}},
-            "journal": {"history": history, "size_max": "64GiB", "spool_max": "4GiB"},
-        }
-    )
-    group = client.put_group(name, spec, owner=OWNER)
-    wait_for(f"{name} protected", lambda: client.group_status(name).protected)
-    try:
-        yield group.members["disk"].nbd_uri
-    finally:
-        client.delete_group(name)
-        (folder / f"{name}.raw").unlink(missing_ok=True)
-        shutil.rmtree(folder / f"copies-{name}", ignore_errors=True)
-
-
-def write_rows(client: Client, folder: Path, seconds: int, long_seconds: int, repeats: int) -> Iterator[Row]:
-    """Writes against nbdkit's file plugin and qemu-nbd, interleaved."""
-    loads = [
-        (Load("4 KiB random writes, qd32", "randwrite", "4k", 32, seconds), ">= 1.0", 1.0),
-        (Load(f"the same for {long_seconds} s, final FLUSH counted", "randwrite", "4k", 32, long_seconds, drain=True), ">= 0.45", 0.45),
-        (Load("4 KiB random writes with a FLUSH every 16", "randwrite", "4k", 32, seconds, fsync_every=16), ">= 1.0", 1.0),
-        (Load(f"1 MiB writes, qd8, {long_seconds} s with FLUSH", "write", "1m", 8, long_seconds, drain=True), ">= 0.45", 0.45),
-    ]  # fmt: skip
-    for load, goal, least in loads:
-        size = 4 * GIB if load.block == "1m" else GIB
-        ours: list[Result] = []
-        theirs: dict[str, list[Result]] = {"nbdkit": [], "qemu-nbd": []}
-        for _ in range(1 if load.drain else repeats):
-            name = f"bench-{next(_NUMBERS)}"
-            with protected(client, folder, name, f"{size // GIB}GiB") as uri:
-                ours.append(run(load, uri, size))
-                wait_for("shipped", partial(_shipped, client, name))
-            with peers.nbdkit(folder, size) as uri:
-                theirs["nbdkit"].append(run(load, uri, size))
-            with peers.qemu_nbd(folder, size) as uri:
-                theirs["qemu-nbd"].append(run(load, uri, size))
-        for peer, results in theirs.items():
-            unit = "MiB/s" if load.block == "1m" else "writes/s"
-            mine, other = _median(ours, unit), _median(results, unit)
-            counts = peer == "nbdkit"
-            yield Row(load.name, mine, other, peer, unit, mine / other, goal if counts else "", mine / other >= least if counts else None)  # fmt: skip
-
-
-def _shipped(client: Client, group: str) -> bool:
-    return client.group_status(group).legs["copies"].lag_seconds < 15
-
-
-def _median(results: list[Result], unit: str) -> float:
-    return statistics.median(
-        result.mebibytes_per_second if unit == "MiB/s" else result.writes_per_second for result in results
-    )
-
-
-def mount_rows(client: Client, folder: Path) -> Iterator[Row]:
-    """How long until a checkpoint of a sparse volume is open and read, after many random writes."""
-    for size, writes, goal, least in (("1GiB", 100_000, "", None), ("100GiB", 1_000_000, "<= 1 s", 1.0)):
-        name = f"bench-{next(_NUMBERS)}"
-        with protected(client, folder, name, size) as uri:
-            size_bytes = int(size.removesuffix("GiB")) * GIB
-            done = 0
-            while done < writes:
-                done += run(Load("fill", "randwrite", "4k", 32, 10, drain=True), uri, size_bytes).writes
-            tagged = client.take_checkpoint(name, tag="bench")
-            wait_for("the checkpoint at the target", partial(_there, client, name, tagged.id))
-            took = []
-            for _ in range(3):
-                began = time.monotonic()
-                mount = client.mount(name, at=tagged.id)
-                _read_first(mount.members["disk"])
-                took.append(time.monotonic() - began)
-                client.unmount(mount.id)
-            seconds = statistics.median(took)
-            yield Row(f"mount a checkpoint of {size} after {done:,} writes, first block read", seconds, None, "", "s", None, goal, None if least is None else seconds <= least)  # fmt: skip
-
-
-def _there(client: Client, group: str, checkpoint: str) -> bool:
-    found = client.checkpoints(group, limit=1).items
-    return bool(found) and int(found[0].id.rpartition("-")[2]) >= int(checkpoint.rpartition("-")[2])
-
-
-def _read_first(uri: str) -> None:
-    subprocess.run(["qemu-img", "info", "--output=json", uri], check=True, capture_output=True)
+PARTS = ("writes", "mount", "volume", "tree")
 
 
 def main() -> int:
     """Run what is asked for and write the results."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=10, help="of a short load")
-    parser.add_argument("--long-seconds", type=int, default=60, help="of a load that drains")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of short loads")
-    parser.add_argument("--folder", type=Path, help="where disks and copies lie; else a temporary folder under build/")
-    parser.add_argument("--no-mount", action="store_true", help="leave the mount rows out")
-    arguments = parser.parse_args()
-    lacking = peers.missing_tools()
+    arguments = _arguments()
+    lacking = peers.missing_tools() + backup_programs.missing_tools()
     if lacking:
-        print(f"bench needs {', '.join(lacking)}: install nbdkit, qemu-utils and fio.", file=sys.stderr)
+        print(
+            f"bench needs {', '.join(lacking)}: run `make bench`, as root on Debian to install packages.",
+            file=sys.stderr,
+        )
         return 2
     build = Path("build")
     build.mkdir(exist_ok=True)
@@ -152,21 +38,46 @@ def main() -> int:
         folder = Path(name).resolve()
         rows: list[Row] = []
         with backend(folder) as client:
-            for row in write_rows(client, folder, arguments.seconds, arguments.long_seconds, arguments.repeats):
+            for row in _rows(client, folder, arguments):
                 rows.append(row)
-                print(_line(row), flush=True)
-            for row in () if arguments.no_mount else mount_rows(client, folder):
-                rows.append(row)
-                print(_line(row), flush=True)
-    (build / "bench.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    Path("docs/benchmarks.md").write_text(render([asdict(row) for row in rows]))
+                print(row, flush=True)
+    found = [asdict(row) for row in rows]
+    (build / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+    if tuple(arguments.only) == PARTS:
+        Path("docs/benchmarks.md").write_text(render(found, " ".join(["python -m bench", *sys.argv[1:]])))
     return 0
 
 
-def _line(row: Row) -> str:
-    peer = f" against {row.peer_name} {row.peer:,.0f}: {row.ratio:.2f}" if row.peer and row.ratio else ""
-    met = {True: "met", False: "not met", None: ""}[row.met]
-    return f"{row.name}: {row.ours:,.2f} {row.unit}{peer}  {row.goal} {met}"
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=10, help="of a short load")
+    parser.add_argument("--long-seconds", type=int, default=60, help="of a load that drains")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of short loads and of copies")
+    parser.add_argument("--volume-gib", type=float, default=4, help="size of the volume that is copied")
+    parser.add_argument("--files", type=int, default=95_000, help="small files that are copied")
+    parser.add_argument("--quick", action="store_true", help="smaller and shorter: within 15 minutes")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts; the page stays as it is")
+    parser.add_argument("--folder", type=Path, help="where disks and copies lie; else a temporary folder under build/")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seconds, arguments.long_seconds, arguments.repeats = 5, 20, 2
+        arguments.volume_gib, arguments.files = 1, 20_000
+    return arguments
+
+
+def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
+    place, repeats = Folder(folder / "copies"), arguments.repeats
+    place.root.mkdir()
+    if "writes" in arguments.only:
+        yield from write_rows(client, folder, arguments.seconds, arguments.long_seconds, repeats)
+    if "mount" in arguments.only:
+        yield from mount_rows(client, folder)
+    if "volume" in arguments.only:
+        volume = volume_source(folder, int(arguments.volume_gib * 2**30))
+        yield from copy_rows(client, folder, place, volume, repeats)
+        volume.path.unlink()
+    if "tree" in arguments.only:
+        yield from copy_rows(client, folder, place, tree_source(folder, arguments.files), repeats)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from dpac_api.client import Client
+from dpac_api.models import Owner
 from dpac_api.resolve import resolve
 
 T = TypeVar("T")
+OWNER = Owner(project="bench", stack="bench")
 DPAC = Path(sys.executable).with_name("dpac")
 
 
@@ -31,12 +33,12 @@ def backend(folder: Path) -> Iterator[Client]:
         subprocess.run([DPAC, "stop", "--data", data], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
-def wait_for(what: str, probe: Callable[[], T | None], seconds: float = 300.0) -> T:
+def wait_for(what: str, probe: Callable[[], T | None], seconds: float = 300.0, poll_seconds: float = 0.2) -> T:
     """The first answer of `probe` that is not None or False."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         answer = probe()
         if answer:
             return answer
-        time.sleep(0.2)
+        time.sleep(poll_seconds)
     raise TimeoutError(f"{what}: not within {seconds} s")
