@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from dpac_api.models import DirectorySpec, LegSpec, TargetSpec
     from dpac_engine.control.assignment import WorkerAssignment
+    from dpac_engine.control.catalogue_rebuild import StoredGroups
     from dpac_engine.control.child_process import ChildArguments
     from dpac_engine.control.compaction import Compaction
+    from dpac_engine.control.control_process import ControlParts
     from dpac_engine.control.group import Group
     from dpac_engine.control.member import MemberJournal
     from dpac_engine.control.mounts import Mounts
@@ -158,16 +158,19 @@ def load_worker() -> None:
         import_module(f"dpac_engine.{name}")
 
 
-def build_control(arguments: ChildArguments) -> FastAPI:
-    """The application of the control process; called in its event loop."""
+def build_control(arguments: ChildArguments) -> ControlParts:
+    """What the control process runs; called in its event loop."""
     from importlib.metadata import version
 
+    from dpac_api.errors import DpacError
     from dpac_api.models import SiteInfo
-    from dpac_engine.control.catalogue import Catalogue
     from dpac_engine.control.catalogue_groups import Host
+    from dpac_engine.control.catalogue_guard import CatalogueGuard
+    from dpac_engine.control.control_process import ControlParts
     from dpac_engine.control.export_probe import greet
     from dpac_engine.control.plane import Deps
     from dpac_engine.control.rest import create_app
+    from dpac_engine.control.rest_unusable import unusable_app
     from dpac_engine.control.site import Site
     from dpac_engine.control.worker_client import WorkerClient
     from dpac_engine.io.clock import SystemClock
@@ -176,10 +179,15 @@ def build_control(arguments: ChildArguments) -> FastAPI:
     site = Site.read(Path(arguments.data))
     keyring = Keyring(site.keys)
     info = SiteInfo(site_uid=site.site_uid, name=site.name, version=version("dpac"))
-    return create_app(
+    guard = CatalogueGuard(site.catalogue_file, site.groups)
+    try:
+        catalogue = guard.open()
+    except DpacError as error:
+        return ControlParts(unusable_app(info, error), guard.outdated)
+    app = create_app(
         Deps(
             host=Host(info, site.data, arguments.workers, keyring.create, site.nbd_socket),
-            catalogue=Catalogue.open(site.catalogue_file),
+            catalogue=catalogue,
             workers=[WorkerClient(site.rpc_socket(index)) for index in range(arguments.workers)],
             recovery=build_recovery(keyring),
             keyring=keyring,
@@ -190,6 +198,7 @@ def build_control(arguments: ChildArguments) -> FastAPI:
             crashing=partial(crashing_workers, site.supervisor_file),
         )
     )
+    return ControlParts(app, guard.outdated)
 
 
 def crashing_workers(report_file: Path) -> dict[int, str]:
@@ -218,10 +227,21 @@ def run_child(role: str, arguments: str) -> int:
     return run_control(ChildArguments.from_json(arguments), build_control)
 
 
+def stored_groups(site: Site) -> StoredGroups:
+    """Finds what a site's groups have said of themselves at a target."""
+    from dpac_engine.control.repositories import stored_groups as find
+    from dpac_engine.io.keys import Keyring
+
+    keyring = Keyring(site.keys)
+    return lambda target: find(open_store(target), keyring)
+
+
 def main() -> int:
     """The console script `dpac`: one command; returns its exit status."""
     from dpac_engine.control.cli import main as run
+    from dpac_engine.control.commands import session
 
+    session.chosen.stored_groups = stored_groups
     return run()
 
 

@@ -145,16 +145,21 @@ def run_child(role: str, text: str) -> int:
             return WorkerParts(worker, lambda: None)
 
         return run_worker(arguments, build, lambda: None)
+    from asyncio import Event
+
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    from dpac_engine.control.control_process import run_control
+    from dpac_engine.control.control_process import ControlParts, run_control
 
     def healthz(_: object) -> JSONResponse:
         return JSONResponse({"status": "ok", "pid": os.getpid()})
 
-    return run_control(arguments, lambda _: Starlette(routes=[Route("/healthz", healthz)]))
+    async def never() -> None:
+        await Event().wait()
+
+    return run_control(arguments, lambda _: ControlParts(Starlette(routes=[Route("/healthz", healthz)]), never))
 
 
 def main(role: str, text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,10 +13,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, text
 
-from dpac_api.errors import Conflict, Corruption, Invalid, NotFound, Temporary
+from dpac_api.errors import Conflict, Corruption, Invalid, NotFound, Temporary, Unsupported
 from dpac_api.models import DirectorySpec, Group, GroupSpec, Owner, PutGroup, PutTarget, VolumeSpec
+from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.auth import Authenticator, CreateToken, create_token
 from dpac_engine.control.catalogue import REQUEST_AGE_MAX, Catalogue, recall, remember
 from dpac_engine.control.catalogue_groups import (
@@ -25,9 +28,11 @@ from dpac_engine.control.catalogue_groups import (
     purge_expired,
     put_group,
 )
+from dpac_engine.control.catalogue_rebuild import rebuild
 from dpac_engine.control.catalogue_schema import Base, GroupRow, RequestRow, TargetRow
 from dpac_engine.control.catalogue_targets import collect_retired, delete_target, get_target, put_target
 from dpac_engine.control.member_identity import Identity, assign
+from dpac_engine.control.site import Site as GroupFolders
 from tests.unit.control_fakes import SITE, World
 
 NOW = datetime(2027, 1, 15, 8, tzinfo=UTC)
@@ -107,8 +112,109 @@ def test_a_file_that_is_no_database_is_refused_with_what_to_do(tmp_path: Path) -
     """A damaged catalogue is Corruption, not a traceback."""
     path = tmp_path / "catalogue.sqlite"
     path.write_bytes(b"not a database at all, but long enough to be looked at" * 100)
-    with pytest.raises(Corruption, match="Put back a copy"):
+    with pytest.raises(Corruption, match="dpac catalogue rebuild"):
         Catalogue.open(path)
+
+
+def test_a_page_that_breaks_at_work_is_corruption_and_remembered(site: Site) -> None:
+    """Control ends then and comes back saying so; a statement's own error is not taken for it."""
+    site.put()
+    path = site.world.data / "catalogue.sqlite"
+    site.catalogue.close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+    with pytest.raises(Corruption, match="is damaged"), site.catalogue.read() as session:
+        session.scalars(select(GroupRow)).all()
+    assert site.catalogue.damaged
+
+
+def test_a_catalogue_of_a_newer_version_is_unsupported(site: Site) -> None:
+    """It is neither migrated nor taken for damaged."""
+    with site.catalogue.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(Unsupported, match="newer dpac"):
+        Catalogue.open(site.world.data / "catalogue.sqlite")
+
+
+# ------------------------------------------------------------------ rebuilding
+
+
+def write_assignments(site: Site) -> GroupFolders:
+    """What the reconciler writes for every group; returns the site that they are of."""
+    made = GroupFolders("5" * 32, "fra", site.world.data, site.world.data / "run")
+    made.mounts.mkdir(exist_ok=True)
+    with site.catalogue.read() as session:
+        for row in session.scalars(select(GroupRow)):
+            made.group(row.uid).mkdir(parents=True, exist_ok=True)
+            told = assignment(session, row, site.host)
+            (made.group(row.uid) / "assignment.json").write_text(told.model_dump_json())
+    return made
+
+
+def everything(path: Path) -> list[object]:
+    """All that a catalogue says of groups, members and targets, but for what was confirmed by workers."""
+    catalogue = Catalogue.open(path)
+    with catalogue.read() as session:
+        rows = [*session.scalars(select(GroupRow)), *session.scalars(select(TargetRow))]
+        found = [row for group in rows if isinstance(group, GroupRow) for row in group.members] + rows
+        said = [
+            {c.key: getattr(row, c.key) for c in row.__table__.columns if c.key != "applied_generation"}
+            for row in found
+        ]
+    catalogue.close()
+    return sorted(said, key=repr)
+
+
+def test_a_rebuilt_catalogue_says_what_the_lost_one_said(site: Site) -> None:
+    """Owners, ordinals of removed members, past targets, expiry, retired targets, generations: to the column."""
+    site.put_target("copies", owner=SHOP, adopt=True)
+    site.put_target("more", owner=OTHER)
+    site.put(replication={"copies": {"target": "copies"}, "more": {"target": "more"}})
+    site.put(members={"disk": members(site)["disk"]}, owner=OTHER, adopt=True)
+    logs = VolumeSpec(path=str(site.world.root / "logs.raw"), size="1MiB").model_dump(mode="json")
+    site.put("old", members={"logs": logs}, replication={"more": {"target": "more"}})
+    site.delete("old", "expire")
+    with site.catalogue.write() as session:
+        delete_target(session, "more")
+    file = site.world.data / "catalogue.sqlite"
+    before = everything(file)
+    folders = write_assignments(site)
+    site.catalogue.close()
+    file.unlink()
+    done = rebuild(folders, lambda _: [], NOW)
+    assert (done.groups, done.retained, done.targets, done.notes) == (["shop"], ["old"], ["copies", "more"], [])
+    assert everything(file) == before
+
+
+def test_a_group_whose_assignment_is_lost_comes_from_its_target(site: Site) -> None:
+    """At work if its journal is here, else retained; another site's groups at the same target are left alone."""
+    site.put()
+    logs = VolumeSpec(path=str(site.world.root / "logs.raw"), size="1MiB").model_dump(mode="json")
+    site.put("other", members={"logs": logs})
+    folders = write_assignments(site)
+    told = {
+        uid: WorkerAssignment.model_validate_json((folders.group(uid) / "assignment.json").read_text())
+        for uid in os.listdir(folders.groups)
+    }
+    (kept,) = (each for each in told.values() if each.name == "other")
+    (lost,) = (each for each in told.values() if each.name == "shop")
+    foreign = lost.model_copy(update={"site_uid": "9" * 32, "group_uid": "8" * 32, "name": "theirs"})
+    gone = lost.model_copy(update={"group_uid": "7" * 32, "name": "gone"})
+    unreadable = "6" * 32
+    stored = {each.group_uid: each for each in (kept, lost, foreign, gone)} | {unreadable: NotFound("no key.")}
+    (folders.group(lost.group_uid) / "assignment.json").write_text("{")
+    (folders.group(lost.group_uid) / "spool").mkdir()
+    site.catalogue.close()
+    (site.world.data / "catalogue.sqlite").unlink()
+    done = rebuild(folders, lambda _: stored.items(), NOW)
+    assert (done.groups, done.retained) == (["other", "shop"], ["gone"])
+    assert any(unreadable in note for note in done.notes)
+    assert not any("theirs" in note for note in done.notes)
 
 
 # ------------------------------------------------------------------ identity

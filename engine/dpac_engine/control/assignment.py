@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
-from dpac_api.models import GroupSpec, Model, Name, TargetSpec, Uid
+from dpac_api.models import GroupSpec, Model, Name, Owner, TargetSpec, Uid
 
 
 class MemberAssignment(Model):
@@ -12,6 +13,39 @@ class MemberAssignment(Model):
 
     ordinal: int
     uid: Uid
+
+
+class RemovedMember(Model):
+    """A member that left: its ordinal is never used again, and old checkpoints name it."""
+
+    name: Name
+    ordinal: int
+    uid: Uid
+    kind: str
+    path: str
+
+
+class TargetRecord(Model):
+    """A target as the catalogue knows it, beside its spec."""
+
+    uid: Uid
+    owner: Owner | None
+    generation: int
+    retired: bool
+    created: datetime
+
+
+class CatalogueRecord(Model):
+    """What no worker needs of a group: a lost catalogue is made again from it (`catalogue_rebuild`)."""
+
+    owner: Owner | None
+    home_site: Uid
+    active_site: Uid
+    ordinal_next: int
+    expires_at: datetime | None
+    created: datetime
+    removed: list[RemovedMember]
+    targets: dict[Name, TargetRecord]
 
 
 class WorkerAssignment(Model):
@@ -31,3 +65,9 @@ class WorkerAssignment(Model):
     spec: GroupSpec
     members: dict[Name, MemberAssignment]
     targets: dict[Name, TargetSpec]
+    record: CatalogueRecord | None = None
+    """None in one that an earlier version wrote; control replaces it when it starts."""
+
+    def identity(self) -> dict[str, object]:
+        """Everything but name, site, generation and spec, which a repository's spec object has fields of its own for."""
+        return self.model_dump(mode="json", exclude={"name", "site_uid", "generation", "spec"})

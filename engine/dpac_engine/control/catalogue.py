@@ -17,11 +17,12 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, delete, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
-from dpac_api.errors import Conflict, Corruption, Temporary
+from dpac_api.errors import Conflict, Corruption, Temporary, Unsupported
 from dpac_engine.control.catalogue_schema import RequestRow
 
 REQUEST_AGE_MAX = timedelta(days=7)
@@ -32,44 +33,83 @@ _BUSY_TIMEOUT_MS = 10_000
 class Catalogue:
     """One site's catalogue; its methods may be called from any thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
+        self._path = path
+        self.damaged = False
+        """A page that cannot be read was met since it was opened."""
 
     @classmethod
     def open(cls, path: Path) -> Catalogue:
-        """The catalogue in file `path`, created or migrated to this build's tables. Corruption if it is no database."""
-        engine = _engine(path)
+        """The catalogue in file `path`, created or migrated to this build's tables.
+
+        Corruption if it is no database or damaged, Unsupported if a newer dpac wrote it, Temporary if it is in use.
+        """
+        catalogue = cls(_engine(path), path)
         try:
-            with engine.connect() as connection:
+            with catalogue._told(), catalogue._engine.connect() as connection:
+                _check_pages(connection, path)
                 migrate(connection)
-        except DatabaseError as cause:
-            engine.dispose()
-            if isinstance(cause, OperationalError):
-                raise Temporary(
-                    f"The catalogue {path} cannot be opened: {cause.orig}. Is another backend using it?"
-                ) from cause
-            raise Corruption(
-                f"The catalogue {path} is damaged: {cause.orig}. Put back a copy of it; the recovery points at the targets "
-                "do not depend on it."
+        except CommandError as cause:
+            catalogue.close()
+            raise Unsupported(
+                f"The catalogue {path} was written by a newer dpac ({cause}). Use that version or a newer one; this one "
+                "touches nothing."
             ) from cause
-        return cls(engine)
+        except BaseException:
+            catalogue.close()
+            raise
+        return catalogue
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A consistent view."""
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+        """A consistent view. Corruption if it is damaged, Temporary if its disk is full or does not answer."""
+        with self._told(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that nothing else writes beside; undone if the block raises."""
+        """A transaction that nothing else writes beside; undone if the block raises. Errors as of `read`."""
         engine = self._engine.execution_options(begin="BEGIN IMMEDIATE")
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        with self._told(), Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the database raises, as errors of the one tree."""
+        try:
+            yield
+        except OperationalError as cause:
+            raise Temporary(
+                f"The catalogue {self._path} cannot be used now: {cause.orig}. Look at the disk it lies on, and whether "
+                "another process uses it."
+            ) from cause
+        except DatabaseError as cause:
+            if type(cause) is not DatabaseError:
+                raise  # a statement that is wrong, not a file
+            self.damaged = True
+            raise damaged(self._path, str(cause.orig)) from cause
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def damaged(path: Path, what: str) -> Corruption:
+    """What a person is told of a catalogue that cannot be used."""
+    return Corruption(
+        f"The catalogue {path} is damaged: {what}. Exports are served and changes are replicated as before, but nothing can be "
+        f"declared or recovered here. Make it again with `dpac catalogue rebuild --data {path.parent}`, or put back a copy "
+        "of it while the backend is stopped."
+    )
+
+
+def _check_pages(connection: Connection, path: Path) -> None:
+    """Corruption if a page is damaged: met now, it is told at once, and not in the middle of something."""
+    (said,) = connection.exec_driver_sql("PRAGMA quick_check(1)").scalars().all()
+    connection.rollback()
+    if said != "ok":
+        raise damaged(path, str(said).splitlines()[-1])
 
 
 def migrate(connection: Connection) -> None:

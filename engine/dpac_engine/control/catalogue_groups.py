@@ -15,13 +15,14 @@ from sqlalchemy.orm import Session
 
 from dpac_api.errors import Conflict, Invalid, NotFound, Temporary
 from dpac_api.models import Group, GroupSpec, MemberOutputs, Owner, PutGroup, RetentionSpec, Role, SiteInfo, TargetSpec
-from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
+from dpac_engine.control.assignment import CatalogueRecord, MemberAssignment, RemovedMember, WorkerAssignment
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, MountRow, OperationRow, VerificationRow
 from dpac_engine.control.catalogue_targets import (
     legs_of,
     member_claims,
     target_claims,
     target_names,
+    target_record,
     target_spec,
     targets_of,
 )
@@ -132,6 +133,25 @@ def assignment(session: Session, row: GroupRow, host: Host) -> WorkerAssignment:
             if not member.removed
         },
         targets=where_recovery_points_lie(session, row),
+        record=_record(session, row),
+    )
+
+
+def _record(session: Session, row: GroupRow) -> CatalogueRecord:
+    records = {name: target_record(session, name) for name in targets_of(row)}
+    return CatalogueRecord(
+        owner=Owner.model_validate(row.owner) if row.owner else None,
+        home_site=row.home_site,
+        active_site=row.active_site,
+        ordinal_next=row.ordinal_next,
+        expires_at=row.expires_at,
+        created=row.created,
+        removed=[
+            RemovedMember(name=member.name, ordinal=member.ordinal, uid=member.uid, kind=member.kind, path=member.path)
+            for member in row.members
+            if member.removed
+        ],
+        targets={name: record for name, record in records.items() if record is not None},
     )
 
 
@@ -154,8 +174,7 @@ def put_group(session: Session, name: str, put: PutGroup, host: Host, now: datet
     if row is None:
         row = _new_row(session, name, host, now)
         session.add(row)
-    _declare(row, put.spec)
-    row.owner = owner.model_dump(mode="json") if owner else None
+    _declare(row, put.spec, owner)
     session.flush()
     return wire(row, host)
 
@@ -220,10 +239,11 @@ def _emptiest_worker(session: Session, workers: int) -> int:
     return min(counts, key=lambda worker: (counts[worker], worker))
 
 
-def _declare(row: GroupRow, spec: GroupSpec) -> None:
-    wanted = spec.model_dump(mode="json")
-    if (row.spec, row.lifecycle) == (wanted, "active"):
+def _declare(row: GroupRow, spec: GroupSpec, owner: Owner | None) -> None:
+    wanted, owned_by = spec.model_dump(mode="json"), owner.model_dump(mode="json") if owner else None
+    if (row.spec, row.lifecycle, row.owner) == (wanted, "active", owned_by):
         return
+    row.owner = owned_by
     legs = {leg.target for leg in spec.replication.values()}
     had = {*row.targets_past, *(legs_of(row.spec) if row.spec else [])}
     row.targets_past = sorted(had - legs)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from dpac_api.errors import Conflict, NotFound
 from dpac_api.models import Owner, PutTarget, Target, TargetSpec, target_spec_of
+from dpac_engine.control.assignment import TargetRecord
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, TargetRow
 from dpac_engine.control.host_checks import Claim, check_target, make_target_folder, target_place, where_of
 from dpac_engine.control.ownership import settle
@@ -38,6 +39,15 @@ def target_spec(session: Session, name: str) -> TargetSpec | None:
     """A target's spec, retired ones included, since recovery points lie there; None if it is unknown."""
     row = _row(session, name)
     return None if row is None else target_spec_of(row.spec)
+
+
+def target_record(session: Session, name: str) -> TargetRecord | None:
+    """What the catalogue knows of a target beside its spec; None if it is unknown."""
+    row = _row(session, name)
+    if row is None:
+        return None
+    retired = row.lifecycle == "retired"
+    return TargetRecord(uid=row.uid, owner=_owner(row), generation=row.generation, retired=retired, created=row.created)
 
 
 def all_target_specs(session: Session) -> dict[str, TargetSpec]:

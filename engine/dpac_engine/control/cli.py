@@ -1,4 +1,4 @@
-"""`dpac`: the command line. Everything but `serve`, `stop` and `key` goes through the REST client."""
+"""`dpac`: the command line. Everything but `serve`, `stop`, `key` and `catalogue` goes through the REST client."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from dpac_api.errors import DpacError
 from dpac_engine.control.commands import (
+    catalogue,
     checkpoints,
     contexts,
     groups,
@@ -50,6 +51,7 @@ for name, group in (
     ("operation", operations.app),
     ("token", tokens.app),
     ("key", keys.app),
+    ("catalogue", catalogue.app),
     ("context", contexts.app),
 ):
     app.add_typer(group, name=name)

@@ -109,6 +109,7 @@ class Group:
             self.assignment.site_uid,
             self.assignment.generation,
             self.assignment.spec.model_dump(mode="json"),
+            self.assignment.identity(),
         )
 
     def member_infos(self) -> Mapping[int, MemberInfo]:

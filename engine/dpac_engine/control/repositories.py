@@ -7,15 +7,20 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dpac_api.errors import Conflict, Corruption, DpacError
+from pydantic import ValidationError
+
+from dpac_api.errors import Conflict, Corruption, DpacError, NotFound
 from dpac_api.models import TargetSpec
+from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.recovery import Damage, MarkFilter, Progress, RangeView, TreeView, Verification
 from dpac_engine.core.checkpoints import Mark, checkpoint_id
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState, SegmentRef
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
+from dpac_engine.io.keys import Keyring
 from dpac_engine.io.repository import Finding, RepositoryReader
+from dpac_engine.io.stores.prefixed import PrefixedStore
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +32,45 @@ RestoreTree = Callable[..., int]
 def group_prefix(group_uid: str) -> str:
     """Where a group's repository lies in a target."""
     return f"g/{group_uid}/"
+
+
+def stored_groups(store: Store, keyring: Keyring) -> Iterator[tuple[str, WorkerAssignment | DpacError]]:
+    """(group uid, its newest assignment, or why that cannot be read) of every group with a repository in the store.
+
+    Takes over data keys that lie there and that this site's key-encryption key opens.
+    """
+    for uid in dict.fromkeys(key.split("/")[1] for key in store.list("g/")):
+        try:
+            yield uid, _stored_group(PrefixedStore(store, group_prefix(uid)), uid, keyring)
+        except DpacError as error:
+            yield uid, error
+
+
+def _stored_group(store: Store, uid: str, keyring: Keyring) -> WorkerAssignment:
+    for key in store.list("keys/"):
+        key_id = key.removeprefix("keys/")
+        try:
+            keyring.wrapped(key_id)
+        except NotFound:
+            keyring.add(key_id, store.get(key))
+    reader = RepositoryReader(store, uid, keyring.data_key)
+    reader.refresh()
+    spec = reader.spec()
+    try:
+        return WorkerAssignment.model_validate(
+            {
+                "name": spec.name,
+                "site_uid": spec.site_uid,
+                "generation": spec.generation,
+                "spec": spec.spec,
+                **spec.identity,
+            }
+        )
+    except ValidationError:
+        raise NotFound(
+            f"its repository was written by an earlier dpac, which did not store who the group {spec.name} is. Put "
+            "back its assignment.json from a copy, or declare it again at another target."
+        ) from None
 
 
 class TargetRepository:

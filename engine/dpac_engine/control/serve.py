@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from dpac_api.contexts import Context, read_contexts, write_context
-from dpac_api.errors import DpacError, Invalid, NotFound, TimedOut, Unreachable, from_wire
+from dpac_api.errors import DpacError, Invalid, NotFound, Temporary, TimedOut, Unreachable, from_wire
 from dpac_engine.control.serve_options import ServeOptions
 from dpac_engine.control.site import Site, supervisor_pid
 from dpac_engine.control.supervisor_report import SupervisorReport
@@ -177,7 +177,7 @@ def _await_health(options: ServeOptions, started: tuple[subprocess.Popen[bytes],
             endpoint = _healthy(data, pid)
             if endpoint is not None:
                 return endpoint
-            if crashing := _crashing(data):
+            if crashing := _crashing(data, pid):
                 raise DpacError(
                     f"The process {crashing} of the backend dies again and again; the others go on, and `dpac stop` ends "
                     f"them. {_log_tail(data)}"
@@ -194,13 +194,14 @@ def _healthy(data: Path, pid: int) -> Endpoint | None:
         if report is None or report.pid != pid or not report.all_serve:
             return None
         endpoint = Endpoint.read(site)
-        return endpoint if is_healthy(endpoint.url) else None
-    except (NotFound, Unreachable):
+        check_health(endpoint.url)
+        return endpoint
+    except (NotFound, Temporary):
         return None
 
 
-def is_healthy(url: str, timeout_seconds: float = 2.0) -> bool:
-    """Whether `/healthz` there answers 200."""
+def check_health(url: str, timeout_seconds: float = 2.0) -> None:
+    """Unreachable unless `/healthz` there answers, and the error that it answers with if it is not well."""
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
@@ -213,20 +214,23 @@ def is_healthy(url: str, timeout_seconds: float = 2.0) -> bool:
         connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_seconds)
     try:
         connection.request("GET", "/healthz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise from_wire(answer.status, json.loads(answer.read()))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise Unreachable(f"No backend answers at {url}: {error}.") from error
     finally:
         connection.close()
 
 
-def _crashing(data: Path) -> str | None:
-    """The child that does not come to serve, if there is one."""
+def _crashing(data: Path, pid: int) -> str | None:
+    """The child of this supervisor that does not come to serve, if there is one."""
     try:
         report = SupervisorReport.read(Site.read(data).supervisor_file)
     except DpacError:
         return None
-    crashing = report.crashing() if report else {}
+    # A report of an earlier run says nothing of this one.
+    crashing = report.crashing() if report is not None and report.pid == pid else {}
     return next((name for name, child in crashing.items() if child.state != "serving"), None)
 
 

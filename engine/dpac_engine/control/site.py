@@ -140,6 +140,9 @@ class Site:
             site._make_secrets(new=known is None)
             if site != known:
                 site._write()
+            if known is None:
+                # From here on a site without it has lost it: nobody takes an empty one for the truth.
+                site.catalogue_file.touch(0o600)
         except OSError as error:
             raise Invalid(
                 f"The data folder {data} cannot be used: {error.strerror} ({error.filename}). Correct its permissions."

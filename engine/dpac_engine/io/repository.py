@@ -53,6 +53,8 @@ class SpecObject(msgspec.Struct, frozen=True):
     site_uid: str
     generation: int
     spec: dict[str, object]
+    identity: dict[str, object] = {}
+    """Who it is on its site, beside the spec: ids, members, targets, owner. From it a lost catalogue is made again."""
 
 
 class BlockCache:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dpac_api.client import Client
+    from dpac_engine.control.catalogue_rebuild import StoredGroups
+    from dpac_engine.control.site import Site
 
 T = TypeVar("T")
 PAGE = 100
@@ -69,6 +71,8 @@ class Chosen:
     """What the global options said."""
 
     site: str | None = None
+    stored_groups: Callable[[Site], StoredGroups] | None = None
+    """How `dpac catalogue rebuild` reads targets; set by the wiring."""
 
 
 chosen = Chosen()
