@@ -59,7 +59,7 @@ def sample() -> SegmentWriter:
 
 def opened(data: bytes, key: bytes = DATA_KEY) -> SegmentReader:
     """A reader over bytes at hand."""
-    return SegmentReader(lambda at, length: data[at : at + length], len(data), key)
+    return SegmentReader(lambda at, length: data[at : at + length], len(data), lambda _: key)
 
 
 def read_all(data: bytes) -> bytes:
@@ -174,3 +174,19 @@ def test_the_golden_segments_bytes_are_made_again() -> None:
 def test_a_name_tells_shard_epoch_and_range() -> None:
     """Names sort by epoch and LSN."""
     assert HEADER.name == f"s/{'53' * 16}/0000000003-0000000000000040-0000000000001000-{'49' * 32}"
+
+
+def test_opening_a_segment_takes_two_reads() -> None:
+    """Its header, and its tail with footer and index in it: at a target far away requests are what takes time."""
+    rows = SegmentWriter()
+    for number in range(1000):
+        rows.add(Kind.WRITE, 0, 1, number * 128, 1, number * 64, 64, bytes(64))
+    data = rows.seal(HEADER, DATA_KEY, 3)
+    reads: list[tuple[int, int]] = []
+
+    def read(at: int, length: int) -> bytes:
+        reads.append((at, length))
+        return data[at : at + length]
+
+    assert len(SegmentReader(read, len(data), lambda _: DATA_KEY).rows) == 1000
+    assert len(reads) == 2

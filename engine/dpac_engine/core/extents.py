@@ -82,30 +82,34 @@ def fold(starts: Int64Array, ends: Int64Array, sources: Int64Array, positions: I
     if not len(starts):
         empty = np.empty(0, np.int64)
         return ExtentMap(empty, empty, empty, empty)
-    boundaries = np.unique(np.concatenate((starts, ends)))
-    owners = _paint(np.searchsorted(boundaries, starts), np.searchsorted(boundaries, ends), len(boundaries) - 1)
-    return _coalesce(boundaries, owners, starts, sources, positions)
+    boundaries, low, high = _ranked(starts, ends)
+    return _coalesce(boundaries, _paint(low, high, len(boundaries) - 1), starts, sources, positions)
+
+
+def _ranked(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The distinct starts and ends, sorted, and where among them each start and each end is.
+
+    One sort gives all three: `unique` hashes, and `searchsorted` of unsorted values misses the cache at every step.
+    """
+    both = np.concatenate((starts, ends))
+    order = np.argsort(both)
+    both = both[order]
+    new = np.append(True, both[1:] != both[:-1])
+    ranks = np.empty(len(both), np.intp)
+    ranks[order] = np.cumsum(new) - 1
+    return both[new], ranks[: len(starts)], ranks[len(starts) :]
 
 
 def _paint(low: npt.NDArray[np.intp], high: npt.NDArray[np.intp], intervals: int) -> npt.NDArray[np.intp]:
     """For each elementary interval the index of the last extent that covers it, or -1. Shape (intervals,)."""
     owners = np.full(intervals, -1, np.intp)
-    wide = np.flatnonzero(high - low > 1)
-    done = 0
-    for at in wide.tolist():
-        _paint_narrow(owners, low, done, at)
+    wide = high - low > 1
+    for at in np.flatnonzero(wide).tolist():
         owners[low[at] : high[at]] = at
-        done = at + 1
-    _paint_narrow(owners, low, done, len(low))
+    # Extents of one interval each: the greatest index is the newest, whether the older one is wide or not.
+    narrow = np.flatnonzero(~wide)
+    np.maximum.at(owners, low[narrow], narrow)
     return owners
-
-
-def _paint_narrow(owners: npt.NDArray[np.intp], low: npt.NDArray[np.intp], begin: int, end: int) -> None:
-    # Extents of one interval each: where an interval repeats, the greatest index is the newest.
-    if end - begin == 1:
-        owners[low[begin]] = begin
-    elif end > begin:
-        np.maximum.at(owners, low[begin:end], np.arange(begin, end))
 
 
 def _coalesce(

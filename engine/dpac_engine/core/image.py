@@ -65,26 +65,35 @@ def rows_between(segments: Sequence[IndexedSegment], ordinal: int, from_lsn: int
     A seed row at an LSN is older than the log's record there: it is part of the state before it, so the range
     is `[from_lsn, to_lsn)` for the log and `(from_lsn, to_lsn]` for seeds (from 0: all).
     """
-    parts: list[MemberRows] = []
-    for source, segment in enumerate(segments):
-        rows = segment.rows
-        lsns, seed = rows["lsn"].astype(np.int64), (rows["flags"] & Flags.SEED) != 0
-        after = (lsns >= from_lsn) & ~seed | (lsns > from_lsn) & seed if from_lsn else np.ones(len(rows), bool)
-        mine = (rows["member"] == ordinal) & after & ((lsns < to_lsn) | seed & (lsns == to_lsn))
-        if not mine.any():
-            continue
-        keyed = np.isin(rows["kind"], (Kind.PUT, Kind.DELETE))
-        key_index = np.where(keyed, np.cumsum(keyed) - 1, -1)
-        picked = rows[mine]
-        names = ("kind", "flags", "lsn", "stamp", "offset", "length", None, "position", "payload_bytes")
-        columns = [np.full(len(picked), source) if name is None else picked[name] for name in names]
-        parts.append(MemberRows(*(column.astype(np.int64) for column in (*columns, key_index[mine]))))
-    if not parts:
+    # All segments' rows in one array: a history has many small segments, and each array operation costs.
+    everything = [segment.rows for segment in segments]
+    if not everything:
         return MemberRows(*([np.empty(0, np.int64)] * len(MemberRows._fields)))
-    found = MemberRows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    found = found.picked(np.lexsort(((found.flags & Flags.SEED) == 0, found.lsn)))
+    rows: RowArray = np.concatenate(everything)
+    source = np.repeat(np.arange(len(everything)), [len(part) for part in everything])
+    lsns, seed = rows["lsn"].astype(np.int64), (rows["flags"] & Flags.SEED) != 0
+    mine = (rows["member"] == ordinal) & ((lsns < to_lsn) | seed & (lsns == to_lsn))
+    if from_lsn:
+        mine &= (lsns >= from_lsn) & ~seed | (lsns > from_lsn) & seed
+    key_index = _key_indexes(everything, rows)[mine]
+    rows, source = rows[mine], source[mine]
+    names = ("kind", "flags", "lsn", "stamp", "offset", "length", None, "position", "payload_bytes")
+    columns = [(source if name is None else rows[name]).astype(np.int64) for name in names]
+    found = MemberRows(*(*columns, key_index))
+    if seed[mine].any() or (np.diff(found.lsn) < 0).any():
+        found = found.picked(np.lexsort(((found.flags & Flags.SEED) == 0, found.lsn)))
     resets = np.flatnonzero(found.kind == Kind.RESET)
     return found.picked(slice(int(resets[-1]), None)) if len(resets) else found
+
+
+def _key_indexes(segments: Sequence[RowArray], rows: RowArray) -> Int64Array:
+    """For each put and delete among `rows`, all rows of the segments, which of its segment's keys it has; else -1."""
+    keyed = (rows["kind"] == Kind.PUT) | (rows["kind"] == Kind.DELETE)
+    before = np.cumsum(keyed) - keyed
+    lengths = np.array([len(part) for part in segments])
+    firsts = np.cumsum(lengths) - lengths
+    at_first = np.append(before, 0)[firsts]  # an empty last segment has no first row
+    return np.where(keyed, before - np.repeat(at_first, lengths), -1).astype(np.int64)
 
 
 class VolumeImage:

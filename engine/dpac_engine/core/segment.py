@@ -30,6 +30,8 @@ FOOTER_MAGIC = b"DPACEND1"
 FORMAT_VERSION = 1
 BLOCK_BYTES = 65536
 TAG_BYTES = 16
+TAIL_BYTES = 128 * 1024
+"""Read at once from a segment's end: footer and, for up to some ten thousand records, the index."""
 _HEADER = struct.Struct("<8sHHIQQ16s16s32s16s16sQQQQIIBB78s")
 _FOOTER = struct.Struct("<8sQQQQ16s")
 HEADER_BYTES = _HEADER.size + 8
@@ -51,6 +53,10 @@ ROW = np.dtype(
     ]
 )
 RowArray = npt.NDArray[np.void]
+
+
+DataKeys = Callable[[str], bytes]
+"""key id -> 32 bytes; NotFound if this site has no such key."""
 
 
 class SegmentKind(IntEnum):
@@ -289,16 +295,20 @@ class SegmentReader:
     rows: (n,) of dtype `ROW`; keys: of its put and delete rows, in order; marks: of its mark rows, in order.
     """
 
-    def __init__(self, read: Callable[[int, int], bytes], size_bytes: int, data_key: bytes) -> None:
+    def __init__(self, read: Callable[[int, int], bytes], size_bytes: int, data_keys: DataKeys) -> None:
         self._read = read
         if size_bytes < HEADER_BYTES + FOOTER_BYTES:
             raise Corruption(f"A segment of {size_bytes} bytes is too short to be one.")
         self.header = decode_segment_header(read(0, HEADER_BYTES))
-        at, length, self._block_count, self.plain_bytes = _decode_footer(read(size_bytes - FOOTER_BYTES, FOOTER_BYTES))
+        # Most indexes come with the footer in one read: at a target far away every request counts.
+        tail_at = max(HEADER_BYTES, size_bytes - TAIL_BYTES)
+        tail = read(tail_at, size_bytes - tail_at)
+        at, length, self._block_count, self.plain_bytes = _decode_footer(tail[-FOOTER_BYTES:])
         if at + length + FOOTER_BYTES != size_bytes:
             raise Corruption("The segment's footer does not fit its size.")
-        self._seal = Seal(data_key, self.header.segment_id, self.header.encode())
-        index = msgspec.msgpack.decode(self._seal.open(Domain.INDEX, 0, read(at, length)), type=_Index)
+        stored = tail[at - tail_at : -FOOTER_BYTES] if at >= tail_at else read(at, length)
+        self._seal = Seal(data_keys(self.header.key_id.hex()), self.header.segment_id, self.header.encode())
+        index = msgspec.msgpack.decode(self._seal.open(Domain.INDEX, 0, stored), type=_Index)
         self.rows: RowArray = np.frombuffer(index.records, ROW)
         self.keys = index.keys
         self._mark_payloads = index.marks

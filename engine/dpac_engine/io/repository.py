@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import blake3
@@ -20,6 +21,7 @@ from dpac_engine.core.ports import Clock, Store
 from dpac_engine.core.segment import (
     BLOCK_BYTES,
     SUPPORTED_FEATURES,
+    DataKeys,
     Domain,
     RowArray,
     Seal,
@@ -29,10 +31,8 @@ from dpac_engine.core.segment import (
     SegmentWriter,
 )
 
-DataKeys = Callable[[str], bytes]
-"""key id -> 32 bytes; NotFound if this site has no such key."""
-
 CACHE_BYTES = 64 * 2**20
+OPEN_THREADS = 16
 READ_BLOCKS_MAX = 64
 """Blocks fetched by one read: 4 MiB of plain data."""
 
@@ -101,11 +101,9 @@ class StoredSegment:
         if self._opened is None:
             name = self.ref.name
             try:
-                key_id = self._store.get(name, 96, 16)
-                if len(key_id) < 16:
-                    raise Corruption("it is cut short.")
-                key = self._data_keys(key_id.hex())
-                self._opened = SegmentReader(lambda at, length: self._store.get(name, at, length), self.ref.bytes, key)
+                self._opened = SegmentReader(
+                    lambda at, length: self._store.get(name, at, length), self.ref.bytes, self._data_keys
+                )
             except (NotFound, Corruption) as error:
                 raise self._damaged(error) from error
         return self._opened
@@ -254,7 +252,7 @@ class RepositoryReader:
     def image(self, mark: Mark) -> Image:
         """The group at a checkpoint."""
         refs = [ref for ref in self.refs() if ref.lsn_from <= mark.lsn]
-        return Image(lambda: [self.segment(ref) for ref in refs], mark.lsn)
+        return Image(lambda: _opened([self.segment(ref) for ref in refs]), mark.lsn)
 
     def members_at(self, mark: Mark) -> dict[int, MemberState]:
         """The members that the checkpoint holds here, by ordinal; empty if it is not recoverable here."""
@@ -279,7 +277,7 @@ class RepositoryReader:
                 reader = SegmentReader(
                     lambda at, length, data=data: data[at : at + length],  # type: ignore[misc]
                     len(data),
-                    self._data_keys(data[96:112].hex()),
+                    self._data_keys,
                 )
                 for first in range(0, reader.block_count, READ_BLOCKS_MAX):
                     reader.blocks(first, min(READ_BLOCKS_MAX, reader.block_count - first))
@@ -294,6 +292,14 @@ class RepositoryReader:
         first = checkpoints.checkpoint_id(epoch, later[0].first_sequence) if later else "none"
         last = checkpoints.checkpoint_id(epoch, later[-1].last_sequence) if later else "none"
         return Finding(ref.name, error.message, first, last)
+
+
+def _opened(segments: list[StoredSegment]) -> list[StoredSegment]:
+    """The segments, opened side by side: a history has many, and each costs two requests."""
+    with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
+        for _ in pool.map(lambda segment: segment.reader, segments):
+            pass  # raises what opening it raised
+    return segments
 
 
 def _worth_opening(selector: str) -> Callable[[SegmentRef], bool]:
