@@ -1,19 +1,25 @@
-"""Compaction of a target: what is older than the history is merged (core/retention.py), what was dropped is deleted."""
+"""Compaction of a target: small segments of the history are joined (core/levels.py), what is older is merged
+(core/retention.py), what was dropped is deleted."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
+from dpac_api.errors import Corruption
 from dpac_api.models import JournalSpec, LegSpec
 from dpac_engine.control.shipper import Commit
-from dpac_engine.core import retention
+from dpac_engine.core import levels, retention
 from dpac_engine.core.checkpoints import Mark
+from dpac_engine.core.levels import Join
 from dpac_engine.core.manifest import COMPLETE_EVERY, SegmentRef, manifest_key
 from dpac_engine.core.merge import Kept, merged_rows
 from dpac_engine.core.records import Kind
 from dpac_engine.core.retention import Merge
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
 from dpac_engine.io.repository import RepositoryWriter, StoredSegment
+
+log = logging.getLogger(__name__)
 
 MERGED_BYTES = 64 * 2**20
 GRACE_NS = 24 * 3600 * 10**9
@@ -26,16 +32,61 @@ class Compaction:
     def __init__(self, journal: JournalSpec, leg: LegSpec) -> None:
         self._journal = journal
         self._leg = leg
+        self._left: set[str] = set()
+        """Names of segments that stay as they are: damaged, or too large when unpacked."""
+        self._may_merge = True
 
     def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
-        """See `shipper.Compactor.step`."""
+        """See `shipper.Compactor.step`. Damage at the target stops what would read it, not the leg."""
         reader = writer.reader
-        merge = retention.plan(reader.refs(), reader.exact_marks, self._journal, self._leg.retention, now_ns)
-        if merge is not None:
-            self._merge(writer, commit, merge)
+        try:
+            merge = self._may_merge and retention.plan(
+                reader.refs(), reader.exact_marks, self._journal, self._leg.retention, now_ns
+            )
+            if merge:
+                self._merge(writer, commit, merge)
+                return True
+        except Corruption as error:
+            log.error("the history cannot be thinned: %s", error.message)
+            self._may_merge = False
+        join = levels.plan((ref for ref in reader.refs() if ref.name not in self._left), now_ns)
+        if join is not None:
+            self._join(writer, commit, join)
             return True
         self._collect(writer, commit, now_ns)
         return False
+
+    def _join(self, writer: RepositoryWriter, commit: Commit, join: Join) -> None:
+        built, marks, refs = SegmentWriter(), list[Mark](), list[SegmentRef]()
+        for ref in join.segments:
+            try:
+                segment = writer.reader.segment(ref).reader
+                if refs and built.plain_bytes + segment.plain_bytes > MERGED_BYTES:
+                    break
+                built.extend_by(segment)
+            except Corruption as error:
+                log.error("segment %s is not joined with its neighbours: %s", ref.name, error.message)
+                self._left.add(ref.name)
+                return
+            marks += segment.marks()
+            refs.append(ref)
+        if len(refs) == 1:
+            self._left.add(refs[0].name)
+            return
+        joined = writer.put_segment(
+            built,
+            marks,
+            kind=SegmentKind.LOG,
+            shard_uid=segment.header.shard_uid.hex(),
+            epoch=refs[0].epoch,
+            lsn_from=refs[0].lsn_from,
+            lsn_to=refs[-1].lsn_to,
+            stamps=(refs[0].stamp_from, refs[-1].stamp_to),
+            membership_version=segment.header.membership_version,
+            compression_level=self._leg.compression_level,
+            level=join.level,
+        )
+        commit([joined], [ref.name for ref in refs])
 
     def _merge(self, writer: RepositoryWriter, commit: Commit, merge: Merge) -> None:
         segments = [writer.reader.segment(ref) for ref in merge.segments]

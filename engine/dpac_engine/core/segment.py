@@ -242,6 +242,17 @@ class SegmentWriter:
         self._payloads.append(b"".join(payloads))
         self.plain_bytes += len(self._payloads[-1])
 
+    def extend_by(self, segment: SegmentReader) -> None:
+        """Add all that an older segment holds. Reads it whole; Corruption if it is damaged."""
+        rows = segment.rows.copy()
+        rows["position"] += np.uint64(self.plain_bytes)
+        self._pack()
+        self._parts.append(rows)
+        self._keys += segment.keys
+        self._marks += segment.mark_payloads
+        self._payloads += segment.blocks(0, segment.block_count) if segment.block_count else []
+        self.plain_bytes += segment.plain_bytes
+
     def _pack(self) -> None:
         if self._rows:
             self._parts.append(np.array(self._rows, ROW))
@@ -311,7 +322,7 @@ class SegmentReader:
         index = msgspec.msgpack.decode(self._seal.open(Domain.INDEX, 0, stored), type=_Index)
         self.rows: RowArray = np.frombuffer(index.records, ROW)
         self.keys = index.keys
-        self._mark_payloads = index.marks
+        self.mark_payloads = index.marks
         self._ends = np.frombuffer(index.blocks, "<u8").tolist()
         if len(self._ends) != self._block_count:
             raise Corruption("The segment's index does not name all its blocks.")
@@ -327,7 +338,7 @@ class SegmentReader:
         return [
             decode_mark(self.header.epoch, lsn, stamp, payload)
             for lsn, stamp, payload in zip(
-                rows["lsn"].tolist(), rows["stamp"].tolist(), self._mark_payloads, strict=True
+                rows["lsn"].tolist(), rows["stamp"].tolist(), self.mark_payloads, strict=True
             )
         ]
 
