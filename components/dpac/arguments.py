@@ -5,7 +5,7 @@ They are checked by the provider, once outputs have resolved, so a mistake is re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,14 @@ class Journal:
     """The most that history may take at one target (`16GiB`); older history goes first."""
     spool_max: pulumi.Input[str] | None = None
     """The most the spool on the backend's host may take while targets lag (`1GiB`)."""
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """Who beside the site can open the group's recovery points. They are encrypted in any case."""
+
+    escrow: Sequence[pulumi.Input[str]] | None = None
+    """Public escrow keys, from `dpac key generate-escrow`: the private half of one opens the copies at every target."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pulumi
 
-from dpac.arguments import Async, Directory, Journal, Site, Volume, each, given, optional
+from dpac.arguments import Async, Directory, Encryption, Journal, Site, Volume, each, given, optional
 from dpac.component import Component, site_name, without_none
 from dpac.target import TargetComponent
 from dpac_provider import resources
@@ -55,6 +55,8 @@ class ProtectionGroup(Component):
         members: Mapping[str, Volume | Directory],
         replication: Mapping[str, Async] | None = None,
         journal: Journal | None = None,
+        encryption: Encryption | None = None,
+        labels: Mapping[str, pulumi.Input[str]] | None = None,
         on_destroy: pulumi.Input[str] | None = None,
         name: pulumi.Input[str] | None = None,
         site: Site | None = None,
@@ -67,6 +69,8 @@ class ProtectionGroup(Component):
         :param members: What is recovered together, by name.
         :param replication: The legs, by name: where the journal is shipped to, and within which RPO.
         :param journal: How far back every second can be recovered, and the space that may take.
+        :param encryption: Who beside the site can open the recovery points: escrow keys.
+        :param labels: What the group is, for people and policies: `{"environment": "production"}`.
         :param on_destroy: What a delete does with recovery points: `retain` (the default) keeps them all, `expire` lets
             them age out, `purge` deletes them at once.
         :param name: The group's name on the site; the resource's name by default. Another name is another group.
@@ -78,6 +82,7 @@ class ProtectionGroup(Component):
         parts = each(f"{what}: members", members, Volume, Directory)
         legs = each(f"{what}: replication", replication or {}, Async)
         history = optional(f"{what}: journal", journal, Journal)
+        keys = optional(f"{what}: encryption", encryption, Encryption)
         super().__init__(resource_name, opts)
         self.declared_name = resource_name if name is None else name
         self.declared_site = site_name(what, site)
@@ -86,6 +91,8 @@ class ProtectionGroup(Component):
             members={key: member.inputs() for key, member in parts.items()},
             replication={key: leg.inputs(f"{what}: replication.{key}") for key, leg in legs.items()},
             journal=None if history is None else given(history),
+            encryption=None if keys is None else given(keys),
+            labels=None if labels is None else dict(labels),
             on_destroy=on_destroy,
             site=self.declared_site,
             adopt=adopt,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from dpac_api.models import Name, Selector, Tag
+from dpac_api.models import LabelKey, LabelValue, Name, Selector, Tag
 from dpac_provider.inputs import OwnerLabel, SiteName
 from dpac_provider.values import UNKNOWN, Properties, has_unknown
 
@@ -98,7 +98,9 @@ def _path(location: tuple[int | str, ...], given: Any) -> str:
 @cache
 def _rules() -> dict[str, str]:
     """What each of the patterns asks for, in words."""
-    schemas = [TypeAdapter(kind).json_schema() for kind in (Name, Tag, Selector, SiteName, OwnerLabel)]
+    schemas = [
+        TypeAdapter(kind).json_schema() for kind in (Name, Tag, LabelKey, LabelValue, Selector, SiteName, OwnerLabel)
+    ]
     return {schema["pattern"]: schema["description"] for schema in schemas}
 
 

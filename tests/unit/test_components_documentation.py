@@ -23,6 +23,7 @@ MODEL = {
     "Retention": models.RetentionSpec,
     "Journal": models.JournalSpec,
     "Async": models.AsyncLegSpec,
+    "Encryption": models.EncryptionSpec,
     "FilesystemTarget": inputs.FilesystemTargetInputs,
     "S3Target": inputs.S3TargetInputs,
     "ProtectionGroup": inputs.GroupInputs,

@@ -13,7 +13,20 @@ from dpac_api.models.checkpoints import (
     CheckpointRequest,
     Cut,
 )
-from dpac_api.models.fields import SECTOR_BYTES, AbsolutePath, Model, Name, Owner, RequestId, Selector, Tag, Uid
+from dpac_api.models.encryption import EncryptionSpec
+from dpac_api.models.fields import (
+    SECTOR_BYTES,
+    AbsolutePath,
+    LabelKey,
+    LabelValue,
+    Model,
+    Name,
+    Owner,
+    RequestId,
+    Selector,
+    Tag,
+    Uid,
+)
 from dpac_api.models.groups import (
     DirectorySpec,
     Group,
@@ -69,11 +82,14 @@ __all__ = [
     "DirectorySpec",
     "DrillReport",
     "DrillRequest",
+    "EncryptionSpec",
     "FilesystemTargetSpec",
     "Group",
     "GroupSpec",
     "GroupStatus",
     "JournalSpec",
+    "LabelKey",
+    "LabelValue",
     "LegSpec",
     "LegStatus",
     "MemberDrill",

@@ -28,6 +28,20 @@ Name = Annotated[
 
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="A checkpoint's tag.")]
+LabelKey = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$",
+        description="Letters, digits, dots, dashes, underscores and slashes, 1 to 63 of them, starting and ending with a letter or digit.",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    Field(
+        pattern=r"^([A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?)?$",
+        description="Empty, or letters, digits, dots, dashes, underscores and slashes, at most 63 of them, starting and ending with a letter or digit.",
+    ),
+]
 Uid = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="128 random bits in lower-case hexadecimal.")]
 RequestId = Annotated[
     str,

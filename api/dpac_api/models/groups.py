@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dpac_api.models.fields import AbsolutePath, Model, Name, Owner, RequestId, Uid, at_least, bounded, whole_sectors
+from dpac_api.models.encryption import EncryptionSpec
+from dpac_api.models.fields import (
+    AbsolutePath,
+    LabelKey,
+    LabelValue,
+    Model,
+    Name,
+    Owner,
+    RequestId,
+    Uid,
+    at_least,
+    bounded,
+    whole_sectors,
+)
 from dpac_api.models.legs import LegSpec
 from dpac_api.quantities import Duration, Size
 
@@ -59,6 +72,10 @@ class GroupSpec(Model):
     )
     replication: dict[Name, LegSpec] = Field(default={}, max_length=16, description="The legs, by name.")
     journal: JournalSpec = Field(default=JournalSpec())
+    encryption: EncryptionSpec = Field(default=EncryptionSpec(), description="Who beside the site opens the copies.")
+    labels: dict[LabelKey, LabelValue] = Field(
+        default={}, max_length=64, description="What the group is, for people and policies: `environment: production`."
+    )
     on_destroy: Literal["retain", "expire", "purge"] = Field(
         default="retain",
         description="What a delete does with recovery points: keep them all, let them age out, or delete them now.",

@@ -73,6 +73,9 @@ class LegStatus(Model):
     oldest_checkpoint_time: datetime | None = None
     stored_bytes: int = 0
     last_verified_checkpoint: str | None = None
+    escrow: list[str] = Field(
+        default=[], description="Fingerprints of the escrow keys whose private halves open what lies at the target."
+    )
     message: str = ""
 
 

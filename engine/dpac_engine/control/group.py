@@ -102,6 +102,11 @@ class Group:
         """Which declaration is in force: its generation."""
         return self.assignment.generation
 
+    @property
+    def escrow_keys(self) -> list[str]:
+        """Public keys to which the data key is sealed at every target."""
+        return self.assignment.spec.encryption.escrow
+
     def spec_object(self) -> SpecObject:
         """The declaration, for the repository."""
         return SpecObject(

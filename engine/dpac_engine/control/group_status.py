@@ -121,6 +121,7 @@ def _leg(leg: Shipper) -> LegStatus:
         oldest_checkpoint_time=moment(oldest) if newest and oldest else None,
         stored_bytes=state.stored_bytes if state else 0,
         message=leg.message,
+        escrow=leg.escrow,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from dpac_api.errors import Corruption, DpacError, NotFound, Temporary
+from dpac_api.escrow_keys import fingerprint
 from dpac_api.models import Condition, DataState, GroupStatus, LegStatus, MemberStatus, Role, SlaState
 from dpac_engine.control.recovery import Keyring
 from dpac_engine.control.timeline import GroupView
@@ -29,7 +30,7 @@ async def observe(
         status = await workers[group.worker].status(group.uid)
     except (Temporary, NotFound) as cause:
         status = _unobserved(group, cause, now)
-    conditions = [*status.conditions, *await asyncio.to_thread(_own_conditions, group, keyring, problem, now)]
+    conditions = [*status.conditions, *await asyncio.to_thread(_own_conditions, group, status, keyring, problem, now)]
     legs = {
         name: leg.model_copy(update={"last_verified_checkpoint": group.verified[leg.target][1]})
         if leg.target in group.verified
@@ -53,7 +54,7 @@ def with_crashing(status: GroupStatus, worker: int, last_exit: str, now: datetim
 
 
 def _own_conditions(
-    group: GroupView, keyring: Keyring, problem: tuple[DpacError, datetime] | None, now: datetime
+    group: GroupView, status: GroupStatus, keyring: Keyring, problem: tuple[DpacError, datetime] | None, now: datetime
 ) -> list[Condition]:
     found: list[Condition] = []
     if problem is not None:
@@ -68,17 +69,36 @@ def _own_conditions(
             *found,
             Condition(type="KeyMissing", subject="group", message=error.message, since=now, severity="error"),
         ]
-    if not escrowed:
-        found.append(
-            Condition(
-                type="KeyNotEscrowed",
-                subject="group",
-                message="The key to the recovery points lies on this host only: if the host is lost, so are they. "
-                "Run `dpac key export --to FILE`, keep the file elsewhere, then `dpac key confirm`.",
-                since=group.created,
-            )
+    return [*found, *_escrow_conditions(group, status, escrowed, now)]
+
+
+def _escrow_conditions(group: GroupView, status: GroupStatus, site_escrowed: bool, now: datetime) -> list[Condition]:
+    """Whether the recovery points can be opened if this host is lost, and by whom else than the declaration says."""
+    declared = {fingerprint(key) for key in group.spec.encryption.escrow}
+    observed = status.observed_generation > 0
+    missing = [name for name, leg in status.legs.items() if observed and not declared & set(leg.escrow)]
+    found = [
+        Condition(
+            type="EscrowKeyRemoved",
+            subject=f"leg/{name}",
+            message=f"Escrow keys that the group does not declare still open what lies at {leg.target}, and what is written "
+            f"there from now on ({', '.join(sorted(set(leg.escrow) - declared))}). Declare a new group to shut them out.",
+            since=now,
+            severity="info",
         )
-    return found
+        for name, leg in status.legs.items()
+        if set(leg.escrow) - declared
+    ]
+    if site_escrowed or (declared and not missing):
+        return found
+    alone = "The key to the recovery points lies on this host only: if the host is lost, so are they. "
+    remedy = (
+        f"The declared escrow keys do not open what lies at {', '.join(missing)} yet: they will with the leg's next step."
+        if declared
+        else "Declare an escrow key (`dpac key generate-escrow`), or run `dpac key export --to FILE`, keep the file elsewhere, "
+        "then `dpac key confirm`."
+    )
+    return [*found, Condition(type="KeyNotEscrowed", subject="group", message=alone + remedy, since=group.created)]
 
 
 def _unobserved(group: GroupView, cause: DpacError, now: datetime) -> GroupStatus:

@@ -80,6 +80,10 @@ class GroupView(Protocol):
     def spec_object(self) -> SpecObject:
         """The declaration, for the repository."""
 
+    @property
+    def escrow_keys(self) -> Sequence[str]:
+        """Public keys to which the data key is sealed at every target."""
+
     def member_infos(self) -> Mapping[int, MemberInfo]:
         """Ordinal -> member."""
 
@@ -121,6 +125,8 @@ class Shipper:
     data_state: DataState = DataState.INITIAL_SYNC
     message: str = ""
     last_mark: Mark | None = None
+    escrow: list[str] = field(default_factory=list)
+    """Fingerprints of the escrow keys that open what lies at the target."""
     _writer: RepositoryWriter | None = None
     _reopens: bool = False
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -273,6 +279,7 @@ class Shipper:
         writer = self.open_writer()
         self._writers.add(writer.uid)
         writer.open()
+        self.escrow = writer.put_escrow(self.group.escrow_keys)
         return writer
 
     async def _step(self) -> None:
@@ -410,6 +417,7 @@ class Shipper:
         assert writer is not None
         number = group.spec_number
         if number != self._spec_stored:
+            self.escrow = writer.put_escrow(group.escrow_keys)
             writer.put_spec(number, group.spec_object())
         state = writer.commit(
             epoch=group.epochs[-1][0],

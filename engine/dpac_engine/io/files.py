@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpac_api.errors import Conflict, Invalid
+
 IOV_MAX = 1024
 """Parts that one system call takes (Linux)."""
 
@@ -29,6 +31,24 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
     partial.rename(path)
     if durable:
         sync_folder(path.parent)
+
+
+def write_new_file(path: Path, data: bytes) -> None:
+    """Write a private file (0600) that did not exist: it may be the only copy of a key. Durable when this returns.
+
+    Conflict if there is a file, Invalid if it cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        sync_folder(path.parent)
+    except FileExistsError:
+        raise Conflict(f"{path} exists already. Name a new file for the key.") from None
+    except OSError as error:
+        raise Invalid(f"{path} cannot be written ({error.strerror}). Name a file in a folder that can.") from error
 
 
 def sync_folder(path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import secrets
 import threading
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from dpac_api.errors import Conflict, Corruption, Invalid, NotFound
-from dpac_engine.io.files import make_folder, replace_file
+from dpac_engine.io.files import make_folder, replace_file, write_new_file
 
 KEY_BYTES = 32
 _KEY_ID = re.compile(r"[0-9a-f]{32}")
@@ -136,16 +135,7 @@ class Keyring:
             "fingerprint": fingerprint(self._kek),
             "key": base64.b64encode(self._kek).decode(),
         }
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            raise Conflict(f"{path} exists already. Name a new file for the copy of the key.") from None
-        except OSError as error:
-            raise Invalid(f"{path} cannot be written ({error.strerror}). Name a file in a folder that can.") from error
-        with open(descriptor, "w") as file:
-            file.write(json.dumps(copy, indent=1) + "\n")
-            file.flush()
-            os.fsync(descriptor)
+        write_new_file(path, (json.dumps(copy, indent=1) + "\n").encode())
         return fingerprint(self._kek)
 
     def confirm_escrow(self, confirmed: str, now_ns: int) -> None:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import blake3
 import msgspec
@@ -30,6 +31,7 @@ from dpac_engine.core.segment import (
     SegmentReader,
     SegmentWriter,
 )
+from dpac_engine.io import escrow
 
 CACHE_BYTES = 64 * 2**20
 OPEN_THREADS = 16
@@ -52,9 +54,14 @@ class SpecObject(msgspec.Struct, frozen=True):
     name: str
     site_uid: str
     generation: int
-    spec: dict[str, object]
+    spec: dict[str, Any]
     identity: dict[str, object] = {}
     """Who it is on its site, beside the spec: ids, members, targets, owner. From it a lost catalogue is made again."""
+
+    @property
+    def escrow_keys(self) -> list[str]:
+        """The escrow keys that the group declared."""
+        return list(self.spec.get("encryption", {}).get("escrow", []))
 
 
 class BlockCache:
@@ -262,13 +269,15 @@ class RepositoryReader:
 
     def verify(self, progress: Callable[[int], None]) -> Iterator[Finding]:
         """Read every live object and authenticate every byte; `progress` is told bytes read."""
+        declared: list[str] = []
         if self.state is not None:
             try:
-                self.spec()
+                declared = self.spec().escrow_keys
             except (Corruption, NotFound, msgspec.MsgspecError) as error:  # no checkpoint's data is read through it
                 yield Finding(
                     _spec_key(self.state.last.spec), f"the declaration stored there is damaged: {error}", "", ""
                 )
+        yield from self._verify_escrow(declared)
         for ref in self.refs():
             try:
                 data = self.store.get(ref.name)
@@ -284,6 +293,20 @@ class RepositoryReader:
             except (Corruption, NotFound, Unsupported) as error:
                 yield self._finding(ref, error)
             progress(ref.bytes)
+
+    def _verify_escrow(self, declared: Sequence[str]) -> Iterator[Finding]:
+        """No checkpoint's data is read through an escrow copy, so a finding names none."""
+        remedy = "The leg writes it anew when it next opens the target, at the latest when the backend starts."
+        names = set(self.store.list("escrow/"))
+        if self.state is not None:
+            names |= {escrow.copy_key(self.state.last.key_id, escrow_key) for escrow_key in declared}
+        for name in sorted(names):
+            try:
+                escrow.check_copy(self.store.get(name), self._data_keys(name.split("/")[1]), self.group_uid)
+            except NotFound:
+                yield Finding(name, f"the copy for a declared escrow key is missing. {remedy}", "", "")
+            except Corruption as error:
+                yield Finding(name, f"{error.message} {remedy}", "", "")
 
     def _finding(self, ref: SegmentRef, error: DpacError) -> Finding:
         # Everything recovered at or after the segment's first record reads through it.
@@ -373,6 +396,20 @@ class RepositoryWriter:
     def state(self) -> RepositoryState | None:
         """What was committed."""
         return self.reader.state
+
+    def put_escrow(self, escrow_keys: Sequence[str]) -> list[str]:
+        """Make sure that a sound copy of the data key lies here for each escrow key.
+
+        Returns the fingerprints of all the escrow keys for which one lies here, those of earlier declarations among them.
+        """
+        for escrow_key in escrow_keys:
+            name = escrow.copy_key(self._key_id, escrow_key)
+            try:
+                escrow.check_copy(self.store.get(name), self._data_key, self._group_uid)
+            except (NotFound, Corruption):
+                self.store.put(name, escrow.seal(self._data_key, self._key_id, self._group_uid, escrow_key))
+        prefix = escrow.copies_prefix(self._key_id)
+        return [name.removeprefix(prefix) for name in self.store.list(prefix)]
 
     def put_spec(self, number: int, spec: SpecObject) -> None:
         """Store a spec object; a manifest names it later."""

@@ -15,6 +15,7 @@ from dpac_engine.control.commands.session import (
     Limit,
     client,
     console,
+    labels_of,
     page_of,
     print_json,
     print_page,
@@ -36,10 +37,17 @@ def list_groups(retained: Retained = False, json: Json = False, limit: Limit = P
     if json:
         print_page(groups, more)
         return
-    rows = table("GROUP", "LIFECYCLE", "OWNER", "MEMBERS", "TARGETS")
+    rows = table("GROUP", "LIFECYCLE", "OWNER", "MEMBERS", "TARGETS", "LABELS")
     for group in groups:
         targets = ", ".join(leg.target for leg in group.spec.replication.values())
-        rows.add_row(group.name, group.lifecycle, str(group.owner or "-"), ", ".join(group.spec.members), targets)
+        rows.add_row(
+            group.name,
+            group.lifecycle,
+            str(group.owner or "-"),
+            ", ".join(group.spec.members),
+            targets,
+            labels_of(group),
+        )
     console().print(rows)
     say_more(more)
 

@@ -1,13 +1,30 @@
-"""`dpac key`: a copy of the key outside this host. Works on the data folder itself: keys never travel over REST."""
+"""`dpac key`: what opens the copies when this host is lost.
+
+Works on the data folder, or on a target, itself: keys never travel over REST.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpac_engine.control.commands.session import DATA, DataFolder, Json, moment, print_json, say
+from dpac_engine.control.commands.session import (
+    DATA,
+    DataFolder,
+    Json,
+    aside,
+    console,
+    escape,
+    moment,
+    print_json,
+    say,
+    table,
+)
+
+if TYPE_CHECKING:
+    from dpac_engine.control.escrow_check import EscrowCheck
 
 app = typer.Typer(help="The key to everything a site has copied, and its escrow copy.", no_args_is_help=True)
 
@@ -69,3 +86,67 @@ def status(data: DataFolder = DATA, json: Json = False) -> None:
             f"a copy was confirmed at {moment(confirmed)}" if confirmed else "no copy was confirmed: `dpac key export`"
         )
         say(f"fingerprint {found.fingerprint}; {escrow}")
+
+
+@app.command("generate-escrow")
+def generate_escrow(
+    to: Annotated[Path, typer.Option("--to", dir_okay=False, help="A new file for the private half (0600).")],
+) -> None:
+    """Make an escrow key: the private half goes to a file, the public half, which programs declare, is printed."""
+    from dpac_engine.io.escrow import PrivateKey
+
+    key = PrivateKey.generate()
+    key.write(to.expanduser().absolute())
+    say(key.public)
+    aside().print(
+        f"The private half is in {escape(str(to))}. Keep it off the hosts that are backed up. Declare the public half: "
+        "encryption=dpac.Encryption(escrow=...).",
+        soft_wrap=True,
+    )
+
+
+@app.command("check-escrow")
+def check_escrow(
+    private: Annotated[Path, typer.Option("--private", dir_okay=False, help="The file with the private half.")],
+    target_path: Annotated[
+        Path,
+        typer.Option("--target-path", file_okay=False, help="The folder of a filesystem target, or a copy of one."),
+    ],
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="UID", help="Only this group's; else every group's that lies there."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Prove that a private escrow key opens what lies at a target, with neither backend nor site keys at hand."""
+    from dpac_api.errors import NotFound
+    from dpac_engine.control.escrow_check import check_escrow
+    from dpac_engine.io.escrow import PrivateKey
+    from dpac_engine.io.stores.filesystem import FilesystemStore
+
+    key = PrivateKey.read(private.expanduser())
+    found = check_escrow(FilesystemStore(target_path.expanduser().absolute()), key, group)
+    if json:
+        print_json({"escrow_key": key.public, "groups": [_opened(one) for one in found]})
+    else:
+        rows = table("GROUP", "UID", "OPENS", "NEWEST", "TIME", "")
+        for one in found:
+            opens = "no" if one.problem else "yes"
+            at = moment(one.checkpoint_time)
+            rows.add_row(one.group or "-", one.group_uid, opens, one.checkpoint or "-", at, escape(one.problem or ""))
+        console().print(rows)
+    closed = [one.group or one.group_uid for one in found if one.problem]
+    if closed:
+        raise NotFound(f"This key does not open the copies of {', '.join(closed)} at {target_path}.")
+
+
+def _opened(one: EscrowCheck) -> dict[str, Any]:
+    return {
+        "group_uid": one.group_uid,
+        "group": one.group,
+        "checkpoint": one.checkpoint,
+        "checkpoint_time": None
+        if one.checkpoint_time is None
+        else one.checkpoint_time.isoformat().replace("+00:00", "Z"),
+        "problem": one.problem,
+    }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dpac_api.client import Client
+    from dpac_api.models import Group
     from dpac_engine.control.catalogue_rebuild import StoredGroups
     from dpac_engine.control.site import Site
 
@@ -182,6 +183,11 @@ def size(count: int) -> str:
             break
         amount /= 1024
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def labels_of(group: Group) -> str:
+    """A group's labels on a line."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(group.spec.labels.items())) or "-"
 
 
 def escape(text: str) -> str:

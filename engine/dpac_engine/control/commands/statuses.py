@@ -17,6 +17,7 @@ from dpac_engine.control.commands.session import (
     console,
     duration,
     escape,
+    labels_of,
     moment,
     page_of,
     print_json,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dpac_api.client import Client
-    from dpac_api.models import GroupStatus
+    from dpac_api.models import Group, GroupStatus
 
 WATCH_SECONDS = 1.0
 _SEVERITY = {"info": "cyan", "warning": "yellow", "error": "red"}
@@ -54,7 +55,7 @@ def status(
             if json:
                 print_json(observed)
             else:
-                console().print(_one(group, observed))
+                console().print(_one(site.group(group), observed))
         else:
             _all(site, json, limit, cursor)
 
@@ -88,7 +89,7 @@ def _watch(site: Client, group: str | None, json: bool, limit: int, cursor: str 
 
     def look() -> RenderableType:
         try:
-            return _one(group, site.group_status(group)) if group else _lines(_page(site, limit, cursor)[0])
+            return _one(site.group(group), site.group_status(group)) if group else _lines(_page(site, limit, cursor)[0])
         except Temporary as error:  # the backend may be restarting: keep watching
             return f"[red]{escape(error.message)}[/red]"
 
@@ -123,12 +124,13 @@ def _protected(observed: GroupStatus) -> str:
     return "[green]yes[/green]" if observed.protected else "[red]no[/red]"
 
 
-def _one(name: str, observed: GroupStatus) -> RenderableType:
+def _one(group: Group, observed: GroupStatus) -> RenderableType:
     from rich.console import Group as Together
 
     parts: list[Any] = [
-        f"[bold]{escape(name)}[/bold]  protected {_protected(observed)}  {observed.role}  {observed.data_state}  {observed.sla_state}",
+        f"[bold]{escape(group.name)}[/bold]  protected {_protected(observed)}  {observed.role}  {observed.data_state}  {observed.sla_state}",
         f"checkpoint {observed.checkpoint_sequence}, spool {size(observed.spool_bytes)}",
+        *([f"labels {labels_of(group)}"] if group.spec.labels else []),
         "",
         _members(observed),
         "",
