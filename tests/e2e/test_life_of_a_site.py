@@ -135,3 +135,30 @@ def test_an_operation_that_dies_with_control_is_cleaned_up_by_the_next_one(site:
         assert "Start it again" in str(ended.error)
         if to.exists():  # killed between the rename and its note
             assert to.read_bytes()[4 * MIB : 5 * MIB] == content
+
+
+def test_an_escrow_key_opens_the_target_and_ends_the_warning(site: LiveSite, seed: int) -> None:
+    """Declared with a label by a file, shown, and proven with neither backend nor site keys at hand."""
+    declare(site, seed)
+    file = site.folder / "escrow.key"
+    public = site.dpac("key", "generate-escrow", "--to", str(file)).stdout.strip()
+    shown = site.dpac_json("group", "show", "shop")
+    spec = {**shown["spec"], "encryption": {"escrow": [public]}, "labels": {"environment": "production"}}
+    (site.folder / "shop.json").write_text(json.dumps({"name": "shop", **spec}))
+    site.dpac("group", "apply", "-f", str(site.folder / "shop.json"))
+    until(lambda: status(site)["conditions"] == [], "the escrow key opens the target and nothing is to be said")
+    assert "environment=production" in site.dpac("status", "shop").stdout
+    assert "environment=production" in site.dpac("group", "list").stdout
+
+    copies = str(site.folder / "copies")
+    site.dpac("stop", "--data", str(site.data))
+    (found,) = site.dpac_json("key", "check-escrow", "--private", str(file), "--target-path", copies)["groups"]
+    assert (found["group"], found["group_uid"], found["problem"]) == ("shop", shown["uid"], None)
+    assert found["checkpoint"].startswith("ck-1-")
+    other = site.folder / "other.key"
+    site.dpac("key", "generate-escrow", "--to", str(other))
+    refused = site.dpac("key", "check-escrow", "--private", str(other), "--target-path", copies, status=3)
+    assert "No copy of data key" in refused.stdout
+    private = file.read_text().splitlines()[-1]
+    for path in [*(site.data / "log").iterdir(), *site.data.glob("groups/*/assignment.json")]:
+        assert private not in path.read_text(errors="replace")

@@ -63,6 +63,8 @@ class FakeWorker:
         self.serving: dict[str, WorkerAssignment] = {}
         self.mounts: dict[str, WorkerMount] = {}
         self.sequence = 0
+        self.escrow: list[str] = []
+        """Fingerprints of the escrow keys that open what lies at every leg's target."""
         self.hold: asyncio.Event | None = None
 
     async def _reach(self, call: str) -> None:
@@ -109,6 +111,7 @@ class FakeWorker:
                     lag_bytes=100,
                     seeded_fraction=1,
                     shipped_lsn=640,
+                    escrow=self.escrow,
                 )
                 for name, leg in assignment.spec.replication.items()
             },

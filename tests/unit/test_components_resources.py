@@ -12,6 +12,7 @@ from pulumi.runtime.mocks import MockMonitor
 
 import dpac
 from dpac.arguments import Mistake
+from dpac_api import escrow_keys
 from dpac_provider import resources, session
 from tests.fake_site import TOKEN, FakeSite
 
@@ -126,6 +127,21 @@ def test_the_quickstart_is_declared_and_wired(site: FakeSite) -> None:
     assert spec.replication["copies"].retention.daily == 30
     assert (spec.journal.history, spec.journal.size_max) == ("1d", "2GiB")
     assert str(site.groups["quickstart"].owner) == "acme/shop/dev"
+
+
+def test_labels_and_escrow_keys_may_be_outputs_and_reach_the_site(site: FakeSite) -> None:
+    """As plain values do."""
+    public = escrow_keys.public_text(bytes(range(32)))
+
+    def program() -> Any:
+        return _quickstart(
+            labels={"environment": pulumi.Output.from_input("production")},
+            encryption=dpac.Encryption(escrow=[pulumi.Output.from_input(public)]),
+        ).uid
+
+    run(program)
+    spec = site.groups["quickstart"].spec
+    assert (spec.labels, spec.encryption.escrow) == ({"environment": "production"}, [public])
 
 
 def test_every_component_has_one_child_below_it_and_registers_its_outputs() -> None:

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 
+from dpac_api import escrow_keys
 from dpac_api.errors import Temporary, Unreachable
 from dpac_api.models import FilesystemTargetSpec
 from dpac_engine.control.rest import create_app
@@ -363,6 +364,23 @@ def test_status_merges_what_the_worker_and_what_control_know(backend: Backend) -
     assert [c["type"] for c in status["conditions"]] == ["KeyNotEscrowed"]
     backend.world.keyring.confirmed = True
     assert backend.ask("GET", "/v1/groups/shop/status").json()["conditions"] == []
+
+
+def test_an_escrow_key_counts_once_it_opens_every_target_and_as_long_as_it_does(backend: Backend) -> None:
+    """Declared alone it ends no warning; removed, it is told that it still opens what is there."""
+    keys = [escrow_keys.public_text(bytes([count]) * 32) for count in (1, 2)]
+
+    def conditions(*declared: str) -> dict[str, str]:
+        assert backend.put_group(encryption={"escrow": list(declared)}).status_code == 200
+        return {c["type"]: c["message"] for c in backend.ask("GET", "/v1/groups/shop/status").json()["conditions"]}
+
+    assert "Declare an escrow key" in conditions()["KeyNotEscrowed"]
+    assert "copies yet" in conditions(keys[0])["KeyNotEscrowed"]
+    backend.world.worker.escrow = [escrow_keys.fingerprint(keys[0])]
+    assert conditions(keys[0]) == {}
+    both = conditions(keys[1])
+    assert set(both) == {"KeyNotEscrowed", "EscrowKeyRemoved"}
+    assert escrow_keys.fingerprint(keys[0]) in both["EscrowKeyRemoved"]
 
 
 def test_metrics_tell_every_group_and_leg(backend: Backend) -> None:

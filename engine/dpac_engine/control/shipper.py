@@ -305,7 +305,9 @@ class Shipper:
         durable, cursor = self.group.spool.durable_lsn, self.memory.cursor
         if cursor >= durable:
             return None
-        if cursor < self._forced_to_lsn or self.repository is None or self._unmarked():
+        # A new declaration does not wait for an application's next write: its escrow keys count from now on.
+        redeclared = self.group.spec_number != self._spec_stored
+        if cursor < self._forced_to_lsn or self.repository is None or redeclared or self._unmarked():
             return 0.0
         return sealing.due_in_seconds(durable - cursor, self._oldest_age_seconds(), self.spec.rpo.seconds)
 
