@@ -199,7 +199,7 @@ def test_a_changed_list_is_wrapped_anew_and_old_copies_are_told(tmp_path: Path) 
         await group.apply(site.assignment(**_declared(new, generation=2)))
         both = sorted(escrow_keys.fingerprint(key.public) for key in (old, new))
         await until(lambda: sorted(group.status().legs["copies"].escrow) == both)
-        await until(lambda: group.legs["copies"].repository.last.spec == 2)  # type: ignore[union-attr]
+        await until(lambda: (stored := group.legs["copies"].repository) is not None and stored.last.spec == 2)
         for key in (old, new):
             store = site.targets["copies"]
             reader = RepositoryReader(store, UID, key.data_keys(store, UID))
