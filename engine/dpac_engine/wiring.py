@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpac_api.errors import Unsupported
+
 if TYPE_CHECKING:
-    from dpac_api.models import DirectorySpec, LegSpec, TargetSpec
+    from dpac_api.models import DirectorySpec, LegSpec, S3TargetSpec, TargetSpec
     from dpac_engine.control.assignment import WorkerAssignment
     from dpac_engine.control.catalogue_rebuild import StoredGroups
     from dpac_engine.control.child_process import ChildArguments
@@ -30,25 +32,54 @@ if TYPE_CHECKING:
     from dpac_engine.io.keys import Keyring
     from dpac_engine.io.members.directory import DirectoryMember
     from dpac_engine.io.repository import RepositoryReader
+    from dpac_engine.io.stores.s3 import S3Store
+
+READER_RETRY_SECONDS = 20.0
+"""Mounts, drills and the like have nobody behind them who would try again."""
+SHIPPER_RETRY_SECONDS = 3.0
+"""A leg tries again by itself, and shows why: only what passes at once is hidden from it."""
 
 
-def open_store(target: TargetSpec) -> Store:
-    """A target's store."""
-    from dpac_api.errors import Unsupported
+def open_store(target: TargetSpec, retry_seconds: float = READER_RETRY_SECONDS) -> Store:
+    """A target's store; where it is a network away, each call is tried again for `retry_seconds` at most."""
     from dpac_api.models import FilesystemTargetSpec
     from dpac_engine.io.stores.filesystem import FilesystemStore
+    from dpac_engine.io.stores.prefixed import PrefixedStore
+    from dpac_engine.io.stores.retrying import RetryingStore
 
-    if not isinstance(target, FilesystemTargetSpec):
-        raise Unsupported(f"This release cannot replicate to {target.location} yet. Use a filesystem target.")
-    return FilesystemStore(Path(target.path))
+    if isinstance(target, FilesystemTargetSpec):
+        return FilesystemStore(Path(target.path))
+    store = RetryingStore(_bucket(target), retry_seconds)
+    return PrefixedStore(store, f"{target.prefix}/") if target.prefix else store
 
 
-def open_repository_store(target: TargetSpec, group_uid: str) -> Store:
+def _bucket(target: S3TargetSpec) -> S3Store:
+    """Imported when the first bucket is used: boto3 takes most of a second, and the base install lacks it."""
+    try:
+        from dpac_engine.io.stores.s3 import S3Store
+    except ModuleNotFoundError as error:
+        if error.name not in ("boto3", "botocore"):
+            raise
+        raise Unsupported(
+            f"The target at {target.location} needs boto3. Install it for the backend, `pip install 'dpac[aws]'`, and "
+            "restart it."
+        ) from None
+    return S3Store(target)
+
+
+def examine_target(target: TargetSpec) -> dict[str, str]:
+    """What a target's kind alone can say of it: probe -> `ok`, or what is wrong."""
+    from dpac_api.models import S3TargetSpec
+
+    return _bucket(target).examine() if isinstance(target, S3TargetSpec) else {}
+
+
+def open_repository_store(target: TargetSpec, group_uid: str, retry_seconds: float = READER_RETRY_SECONDS) -> Store:
     """One group's part of a target."""
     from dpac_engine.control.repositories import group_prefix
     from dpac_engine.io.stores.prefixed import PrefixedStore
 
-    return PrefixedStore(open_store(target), group_prefix(group_uid))
+    return PrefixedStore(open_store(target, retry_seconds), group_prefix(group_uid))
 
 
 def reader_opener(keyring: Keyring) -> Callable[[str, TargetSpec], RepositoryReader]:
@@ -72,7 +103,7 @@ def build_recovery(keyring: Keyring) -> TargetRecovery:
     from dpac_engine.control.repositories import TargetRecovery
     from dpac_engine.io.members.tree_restore import restore_tree
 
-    return TargetRecovery(open_store, reader_opener(keyring), restore_tree, find_blueprint)
+    return TargetRecovery(open_store, examine_target, reader_opener(keyring), restore_tree, find_blueprint)
 
 
 def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[WorkerAssignment], Group]:
@@ -87,7 +118,7 @@ def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[W
 
     def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
         return RepositoryWriter(
-            open_repository_store(target, assignment.group_uid),
+            open_repository_store(target, assignment.group_uid, SHIPPER_RETRY_SECONDS),
             assignment.group_uid,
             assignment.key_id,
             keyring.wrapped(assignment.key_id),

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temporary
+from dpac_api.models import S3TargetSpec
 from dpac_engine.core.ports import Store
 from dpac_engine.io.stores.filesystem import FilesystemStore
 from dpac_engine.io.stores.memory import MemoryStore
 from dpac_engine.io.stores.prefixed import PrefixedStore
+from dpac_engine.io.stores.retrying import RetryingStore
+from dpac_engine.io.stores.s3 import LARGE_BYTES, S3Store
+from dpac_engine.io.stores.s3_client import make_client
+from tests.s3_server import S3Server, s3_server
 
 
-@pytest.fixture(params=["memory", "filesystem", "prefixed"])
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, for all of this module."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(server: S3Server) -> S3TargetSpec:
+    """A target in a new, empty bucket."""
+    name = f"b{secrets.token_hex(8)}"
+    server.make_bucket(name)
+    return server.spec(name)
+
+
+@pytest.fixture(params=["memory", "filesystem", "prefixed", "s3", "s3-wrapped"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Each store, empty."""
+    if request.param.startswith("s3"):
+        bare = S3Store(request.getfixturevalue("bucket"))
+        return bare if request.param == "s3" else PrefixedStore(RetryingStore(bare, 3.0), "site-a/g/one/")
     if request.param == "memory":
         return MemoryStore()
     if request.param == "prefixed":
@@ -99,6 +125,30 @@ def test_listing_is_sorted_by_key_and_starts_after(store: Store) -> None:
     assert list(store.list("m/", start_after="m/10")) == ["m/2", "m/a/x"]
     assert list(store.list("n")) == ["n/1"]
     assert list(store.list("zzz/")) == []
+
+
+def test_what_is_large_goes_in_parts_whole_and_only_once(bucket: S3TargetSpec) -> None:
+    """Multipart both ways; a create of it is refused where the key is taken, and leaves no part behind."""
+    store = S3Store(bucket)
+    data = secrets.token_bytes(LARGE_BYTES + 12_345)
+    store.create("s/large", memoryview(data))
+    assert store.size("s/large") == len(data)
+    assert store.get("s/large") == data
+    assert store.get("s/large", 1000, len(data)) == data[1000:]
+    with pytest.raises(Conflict):
+        store.create("s/large", data[::-1])
+    assert store.get("s/large") == data
+    assert make_client(bucket).list_multipart_uploads(Bucket=bucket.bucket).get("Uploads", []) == []
+
+
+def test_a_listing_of_many_pages_is_whole_and_in_order(bucket: S3TargetSpec) -> None:
+    """More keys than one answer holds."""
+    store = S3Store(bucket)
+    keys = [f"m/{number:05}" for number in range(1100)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: store.put(key, b""), keys))
+    assert list(store.list("m/")) == keys
+    assert list(store.list("m/", start_after="m/00998")) == keys[999:]
 
 
 @pytest.mark.parametrize("key", ["", "/abs", "a//b", "../up", "a/../../b", "a b", "a/", "x" * 513, ".tmp/x"])

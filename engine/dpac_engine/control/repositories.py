@@ -149,11 +149,13 @@ class TargetRecovery:
     def __init__(
         self,
         open_store: OpenStore,
+        examine: Callable[[TargetSpec], dict[str, str]],
         open_reader: Callable[[str, TargetSpec], RepositoryReader],
         restore: RestoreTree,
         blueprints: Callable[[str], Blueprint],
     ) -> None:
         self._open_store = open_store
+        self._examine = examine
         self._open_reader = open_reader
         self._restore = restore
         self._blueprints = blueprints
@@ -172,17 +174,18 @@ class TargetRecovery:
     def probe(self, target: TargetSpec) -> dict[str, str]:
         """See `Recovery.probe`."""
         key = f"probe/{secrets.token_hex(16)}"
-        results: dict[str, str] = {}
         try:
+            results = self._examine(target)
+            if any(what != "ok" for what in results.values()):
+                return results
             store = self._open_store(target)
             for name, check in _PROBES.items():
                 try:
                     results[name] = check(store, key) or "ok"
                 except DpacError as error:
                     results[name] = error.message
-            store.delete(key)
         except DpacError as error:
-            results["reach"] = error.message
+            return {"reach": error.message}
         return results
 
     def restore_tree(self, tree: TreeView, to: Path, progress: Progress) -> int:
@@ -199,6 +202,15 @@ class TargetRecovery:
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """See `Recovery.check`."""
         return self._blueprints(blueprint).check(root)
+
+
+def _probe_delete(store: Store, key: str) -> str:
+    store.delete(key)
+    try:
+        store.get(key)
+    except NotFound:
+        return ""
+    return "A deleted object can still be read: what retention drops would be billed for ever."
 
 
 def _probe_create(store: Store, key: str) -> str:
@@ -234,6 +246,7 @@ _PROBES: Mapping[str, Callable[[Store, str], str]] = {
     "read": _probe_read,
     "list": _probe_list,
     "replace": _probe_replace,
+    "delete": _probe_delete,
 }
 
 

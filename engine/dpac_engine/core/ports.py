@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from dpac_api.errors import Temporary
 from dpac_engine.core.records import KeyChange
 
 
@@ -18,13 +19,22 @@ class Clock(Protocol):
         """Nanoseconds since some fixed moment, counting suspend (CLOCK_BOOTTIME); never steps."""
 
 
+class TargetMissing(Temporary):
+    """The place that holds the store is not there: a folder that is not mounted, a bucket that does not exist.
+
+    Not NotFound, which would say that the place was asked and holds no such object. It waits for a person, so that
+    nobody tries again within a call.
+    """
+
+
 class Store(Protocol):
     """A place for immutable objects by key: one target, as a repository sees it.
 
     Keys are `/`-separated, of `[A-Za-z0-9._-]` parts, at most 512 characters;
     no key is a folder of another. Implementations pass
     `tests/contract/test_store.py`. They raise errors of the one tree: NotFound, Conflict, Temporary
-    (worth a retry), Denied, Corruption.
+    (worth a retry), TargetMissing, Denied, Corruption. A create whose answer was lost may have happened: its caller finds
+    out by what lies there when a second try is a Conflict.
     """
 
     def put(self, key: str, data: bytes | memoryview) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temporary
+from dpac_engine.core.ports import TargetMissing
 from dpac_engine.io.files import sync_folder
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -130,7 +131,7 @@ def _mapped(what: str, root: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if not root.is_dir():
-            raise Temporary(f"Cannot {what}: the folder {root} is missing. Mount or create it.") from error
+            raise TargetMissing(f"Cannot {what}: the folder {root} is missing. Mount or create it.") from error
         raise NotFound(f"Cannot {what}: it is not in {root}.") from error
     except PermissionError as error:
         raise Denied(f"Cannot {what} in {root}: {error.strerror}. Give the backend's user access to it.") from error

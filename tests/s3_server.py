@@ -1,0 +1,106 @@
+"""A real S3 server for tests: versitygw over a temporary folder, on a free port, with keys of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dpac_api.models import S3TargetSpec
+from dpac_engine.io.stores.s3_client import make_client
+from tests.tools import require_go_tool
+
+START_SECONDS = 20.0
+
+
+class S3Server:
+    """One server; `start` and `stop` as often as a test wants, always at the same address with what was stored."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.buckets = folder / "buckets"
+        self.buckets.mkdir(parents=True)
+        self.access_key = f"AK{secrets.token_hex(8).upper()}"
+        self.secret_key = secrets.token_urlsafe(30)
+        self.keys_file = folder / "keys"
+        self.write_keys(self.access_key, self.secret_key)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._program = require_go_tool("versitygw")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def write_keys(self, access_key: str, secret_key: str) -> None:
+        """What targets of this server find where `credentials` refers to, from now on."""
+        text = f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n"
+        aside = self.keys_file.with_suffix(".new")
+        aside.touch(mode=0o600)
+        aside.write_text(text)
+        aside.replace(self.keys_file)
+
+    def make_bucket(self, name: str) -> None:
+        """A bucket."""
+        make_client(self.spec(name)).create_bucket(Bucket=name)
+
+    def take_bucket_away(self, name: str) -> None:
+        """The bucket is not there any more; `bring_bucket_back` undoes it."""
+        (self.buckets / name).rename(self.folder / f"away-{name}")
+
+    def bring_bucket_back(self, name: str) -> None:
+        """As it was."""
+        (self.folder / f"away-{name}").rename(self.buckets / name)
+
+    def spec(self, bucket: str, **changes: Any) -> S3TargetSpec:
+        """A target in that bucket."""
+        given = {"bucket": bucket, "endpoint": self.endpoint, "credentials": f"file:{self.keys_file}", **changes}
+        return S3TargetSpec.model_validate(given)
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        keys = {"ROOT_ACCESS_KEY_ID": self.access_key, "ROOT_SECRET_ACCESS_KEY": self.secret_key}
+        log = (self.folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            [self._program, "--port", f"127.0.0.1:{self.port}", "--quiet", "--keep-alive", "posix", str(self.buckets)],
+            env={"PATH": os.environ["PATH"], **keys},
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            assert self._process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, "versitygw does not answer"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Kill it, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """A server that runs, and is gone afterwards with everything in it."""
+    server = S3Server(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
