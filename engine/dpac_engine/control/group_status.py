@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
+from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Unsupported
 from dpac_api.models import (
     Checkpoint,
     Condition,
@@ -19,6 +20,7 @@ from dpac_engine.control.moments import moment
 from dpac_engine.control.shipper import Shipper
 from dpac_engine.core import retention
 from dpac_engine.core.checkpoints import CutBody, Mark
+from dpac_engine.core.ports import TargetMissing
 
 if TYPE_CHECKING:
     from dpac_engine.control.group import Group
@@ -31,6 +33,17 @@ _WORST = (
     DataState.DISCONNECTED,
     DataState.STALLED,
 )
+
+
+_TARGET_CONDITIONS: dict[type[DpacError], str] = {
+    TargetMissing: "TargetMissing",
+    Denied: "TargetDenied",
+    Conflict: "TargetConflict",
+    Corruption: "TargetDamaged",
+    Unsupported: "TargetUnfit",
+    DpacError: "TargetUnavailable",
+}
+"""Why a leg does not ship -> the condition that says so; the first that fits."""
 
 
 def cut_of(body: CutBody) -> Cut:
@@ -120,7 +133,7 @@ def _leg(leg: Shipper) -> LegStatus:
         latest_checkpoint_time=moment(newest.stamp_ns) if newest else None,
         oldest_checkpoint_time=moment(oldest) if newest and oldest else None,
         stored_bytes=state.stored_bytes if state else 0,
-        message=leg.message,
+        message=leg.error.message if leg.error else "",
         escrow=leg.escrow,
     )
 
@@ -168,5 +181,6 @@ def _conditions(group: Group) -> Iterator[Condition]:
             yield condition(kind, f"member/{member.name}", member.error.message)
         yield from member.conditions()
     for leg in group.legs.values():
-        if leg.message:
-            yield condition("TargetUnavailable", f"leg/{leg.name}", leg.message)
+        if leg.error is not None:
+            kind = next(name for error, name in _TARGET_CONDITIONS.items() if isinstance(leg.error, error))
+            yield condition(kind, f"leg/{leg.name}", leg.error.message)

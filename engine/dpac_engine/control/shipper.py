@@ -123,7 +123,8 @@ class Shipper:
     compactor: Compactor
     memory: LegMemory
     data_state: DataState = DataState.INITIAL_SYNC
-    message: str = ""
+    error: DpacError | None = None
+    """Why it does not ship; None while it does."""
     last_mark: Mark | None = None
     escrow: list[str] = field(default_factory=list)
     """Fingerprints of the escrow keys that open what lies at the target."""
@@ -229,9 +230,9 @@ class Shipper:
                 await self._pause(REFUSED_RETRY_SECONDS)
 
     def _failed(self, state: DataState, error: DpacError) -> None:
-        if self.message != error.message:
+        if self.error is None or self.error.message != error.message:
             log.warning("leg %s: %s", self.name, error.message)
-        self.data_state, self.message = state, error.message
+        self.data_state, self.error = state, error
         self._writer = self._seeding = None
         self._settled.set()
 
@@ -263,7 +264,7 @@ class Shipper:
         self._spec_stored = state.last.spec if state else -1
         self.last_mark = await asyncio.to_thread(lambda: next(writer.reader.marks(), None))
         self._writer = writer
-        self.message = ""
+        self.error = None
 
     def _check_fence(self, state: RepositoryState) -> None:
         """Conflict if another primary has written: one of a later epoch, or any since this leg's last commit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections import OrderedDict
@@ -381,16 +382,37 @@ class RepositoryWriter:
         self._repository_uid = ""
 
     def open(self) -> RepositoryState | None:
-        """Make the repository if there is none; its state, None if nothing was ever committed."""
-        info = RepositoryInfo(manifest.FORMAT_VERSION, int(SUPPORTED_FEATURES), secrets.token_hex(16), self._group_uid)
-        try:
-            self.store.create("repository.json", msgspec.json.encode(info))
-        except Conflict:
-            info = read_info(self.store)
-        self._repository_uid = info.repository_uid
+        """Make the repository if there is none; its state, None if nothing was ever committed.
+
+        Unsupported if the store lets a second create of one key through.
+        """
+        self._found()
+        self._repository_uid = read_info(self.store).repository_uid
         self.store.put(f"keys/{self._key_id}", self._wrapped_key)
         self.reader.refresh()
         return self.reader.state
+
+    def _found(self) -> None:
+        """Make `repository.json` if it is missing, and see that it cannot be created again.
+
+        Its create is the proof that a manifest's would be refused to a stale primary: asked at every opening, since a
+        server can lose the ability with an update, and with the bytes that lie there, so that asking changes nothing.
+        """
+        info = RepositoryInfo(manifest.FORMAT_VERSION, int(SUPPORTED_FEATURES), secrets.token_hex(16), self._group_uid)
+        try:
+            stored = self.store.get("repository.json")
+        except NotFound:
+            stored = msgspec.json.encode(info)
+            with contextlib.suppress(Conflict):
+                self.store.create("repository.json", stored)
+        try:
+            self.store.create("repository.json", stored)
+        except Conflict:
+            return
+        raise Unsupported(
+            "The target lets a second create of one object through (it ignores `If-None-Match`), so that a stale primary "
+            "could not be kept out. Nothing is shipped there. Use a server with conditional writes (docs/s3.md)."
+        )
 
     @property
     def state(self) -> RepositoryState | None:
