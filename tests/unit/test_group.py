@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dpac_api.errors import Conflict, Temporary
+from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Temporary, Unsupported
 from dpac_api.models import DataState, GroupStatus, LegSpec, SlaState, TargetSpec
 from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
@@ -23,6 +23,7 @@ from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
+from dpac_engine.core.ports import TargetMissing
 from dpac_engine.core.segment import SegmentKind
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.clock import SystemClock
@@ -54,11 +55,16 @@ class Target(MemoryStore):
     """A target that can be away, and whose answers can be lost."""
 
     away = False
+    fault: DpacError | None = None
+    lax = False
+    """Creates are done where the key is taken, too."""
     answers_lost = 0
 
     def _meet(self) -> None:
         if self.away:
             raise Temporary("The target is away. Wait.")
+        if self.fault is not None:
+            raise self.fault
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._meet()
@@ -66,7 +72,10 @@ class Target(MemoryStore):
 
     def create(self, key: str, data: bytes | memoryview) -> None:
         self._meet()
-        super().create(key, data)
+        if self.lax:
+            super().put(key, data)
+        else:
+            super().create(key, data)
         if key.startswith("m/") and self.answers_lost:
             self.answers_lost -= 1
             # As a store that tries again by itself after a time-out: the second try finds its own object.
@@ -312,6 +321,84 @@ def test_a_target_that_is_away_is_caught_up_with(tmp_path: Path) -> None:
         await protected(group)
         await shipped(group, tag="back")
         assert site.disk_at(at="tag:back")[:4096] == b"x" * 4096
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("fault", "condition"),
+    [
+        (Temporary("busy"), "TargetUnavailable"),
+        (TargetMissing("no such bucket"), "TargetMissing"),
+        (Denied("expired"), "TargetDenied"),
+        (Corruption("flipped"), "TargetDamaged"),
+        (Unsupported("too new"), "TargetUnfit"),
+        (DpacError("what?"), "TargetUnavailable"),
+    ],
+)
+def test_why_a_leg_does_not_ship_is_a_condition_of_its_own(tmp_path: Path, fault: DpacError, condition: str) -> None:
+    """With the error's message; it goes, and the leg catches up, when the fault does."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        site.targets["copies"].fault = fault
+        write(group, 0, b"x" * 4096)
+        await group.ship()
+        await until(lambda: group.status().conditions)
+        (said,) = group.status().conditions
+        assert (said.type, said.subject, said.message) == (condition, "leg/copies", fault.message)
+        assert group.status().legs["copies"].message == fault.message
+        site.targets["copies"].fault = None
+        await shipped(group, tag="back")
+        await until(lambda: group.status().conditions == [])
+        assert site.disk_at(at="tag:back")[:4096] == b"x" * 4096
+
+    run(tmp_path, story)
+
+
+def test_a_store_that_lets_a_second_create_through_gets_nothing(tmp_path: Path) -> None:
+    """It could not keep a stale primary out: the leg says so, and not even a segment is put there."""
+
+    async def story(site: Site) -> None:
+        site.targets["copies"].lax = True
+        group = site.group()
+        await group.start()
+        await until(lambda: group.status().conditions)
+        (said,) = group.status().conditions
+        assert said.type == "TargetUnfit"
+        assert "stale primary" in said.message
+        assert set(site.targets["copies"].objects) == {"repository.json"}
+        site.targets["copies"].lax = False
+        await shipped(group, tag="mended")
+        await protected(group)
+
+    run(tmp_path, story)
+
+
+def test_a_target_reached_in_another_way_is_opened_anew_at_once(tmp_path: Path) -> None:
+    """Credentials that were corrected in the declaration are used without a restart, and without waiting for the retry."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        opened: list[TargetSpec] = []
+        deps = group._deps
+
+        def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
+            opened.append(target)
+            if not target.offsite:
+                raise Denied("These are not the right credentials.")
+            return deps.open_writer(assignment, target)
+
+        group._deps = deps._replace(open_writer=open_writer)
+        await group.start()
+        await until(lambda: group.status().conditions)
+        was = site.assignment()
+        corrected = {name: spec.model_copy(update={"offsite": True}) for name, spec in was.targets.items()}
+        await group.apply(was.model_copy(update={"targets": corrected}))
+        await protected(group)
+        assert [target.offsite for target in opened] == [False, True]
 
     run(tmp_path, story)
 

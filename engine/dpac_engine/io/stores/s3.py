@@ -125,8 +125,11 @@ class S3Store:
     def _look(self) -> datetime | None:
         """The server's time; raises what hinders a listing: a missing bucket, refused credentials."""
         answer = self._do("list the bucket", lambda client: self._page(client, "", {"MaxKeys": 1}))
-        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return parsedate_to_datetime(date) if date else None
+        try:
+            date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        except (KeyError, ValueError):
+            return None  # a server that says no time, or not in HTTP's words
+        return date if date.tzinfo else date.replace(tzinfo=UTC)
 
     # ------------------------------------------------------------------ requests
 

@@ -30,6 +30,8 @@ _DENIED = {
     "TokenRefreshRequired": "the credentials have expired. Renew what `credentials` refers to.",
     "InvalidToken": "the session token is not valid. Renew what `credentials` refers to.",
     "InvalidAccessKeyId": "the server does not know the access key. Correct what `credentials` refers to.",
+    # versitygw, with HTTP 404: by its status it would be a missing object.
+    "XAdminUserNotFound": "the server does not know the access key. Correct what `credentials` refers to.",
     "SignatureDoesNotMatch": "the secret key is not that of the access key. Correct what `credentials` refers to.",
     "RequestTimeTooSkewed": "the clocks of this host and of the server differ too much. Set this host's clock (NTP).",
     "InvalidObjectState": "the object lies in an archive. Thaw it, and take it out of the bucket's archiving rules.",
@@ -60,6 +62,8 @@ _THROTTLED = {
     "BandwidthLimitExceeded",
 }
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioStorageQuotaExceeded", "InsufficientStorage"}
+_MISSING = {"NoSuchKey", "NoSuchVersion", "404"}
+"""No other 404 says that an object is missing. `404` is what an answer to HEAD comes to, which has no words."""
 _AGAIN = {"RequestTimeout", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict", "InternalError"}
 
 
@@ -107,7 +111,7 @@ def _of_answer(cannot: str, error: boto.ClientError) -> DpacError:
         return Temporary(f"{cannot}: {said}. It is tried again.")
     if code in _DENIED or status in (401, 403):
         return Denied(f"{cannot}: {_DENIED.get(code, _DENIED_ELSE)} ({said})")
-    if status == 404:
+    if code in _MISSING:
         return NotFound(f"{cannot}: it is not there.")
     if status == 501 or code == "NotImplemented":
         return Unsupported(f"{cannot}: the server does not know how ({said}). Use one that keeps S3's contract.")
