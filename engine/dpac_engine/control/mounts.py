@@ -125,7 +125,7 @@ class Mounts:
         opened: dict[str, MountedVolume | Path] = {}
         for ordinal, member in members.items():
             place = folder / member.name
-            await asyncio.to_thread(_make_place, place)
+            await asyncio.to_thread(make_folder, place)
             if member.kind == "volume":
                 volume = await asyncio.to_thread(image.volume, ordinal)
                 opened[member.name] = MountedVolume(volume, place, asyncio.get_running_loop(), self._executor)
@@ -169,9 +169,3 @@ class Mounts:
                 continue
             volumes = {name: what for name, what in opened.items() if not isinstance(what, Path)}
             self._open[record.request.mount_id] = (record.mount, volumes)
-
-
-def _make_place(place: Path) -> None:
-    make_folder(place.parent.parent)
-    make_folder(place.parent)
-    make_folder(place)

@@ -204,7 +204,6 @@ class Reconciler:
         text = desired.model_dump_json(indent=1)
         if path.exists() and path.read_text() == text:
             return False
-        make_folder(folder.parent)
         make_folder(folder)
         replace_file(path, text.encode())
         return True

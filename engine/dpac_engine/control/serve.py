@@ -22,6 +22,7 @@ from dpac_api.errors import DpacError, Invalid, NotFound, Temporary, TimedOut, U
 from dpac_engine.control.serve_options import ServeOptions
 from dpac_engine.control.site import Site, supervisor_pid
 from dpac_engine.control.supervisor_report import SupervisorReport
+from dpac_engine.io.files import make_folder
 
 SUPERVISOR = (sys.executable, "-m", "dpac_engine.control.supervisor")
 START_SECONDS_MAX = 30.0
@@ -91,7 +92,7 @@ def start_detached(options: ServeOptions, supervisor: Sequence[str] = SUPERVISOR
     """
     data = Path(options.data)
     try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(data)
         (data / "log").mkdir(mode=0o700, exist_ok=True)
         output = _open_output(data / "log" / "output.log")
     except OSError as error:

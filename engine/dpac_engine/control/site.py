@@ -232,7 +232,7 @@ class SiteLocks:
         children do not end, Invalid if the folder cannot be used.
         """
         try:
-            data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(data)
             supervisor_fd = _open_lock(data / "supervisor.lock")
             tree_fd = _open_lock(data / "lock")
         except OSError as error:

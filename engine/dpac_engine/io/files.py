@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +61,24 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_name(path: Path) -> None:
+    """Make the name of a file or folder durable, whoever made it: a process may have ended between that and its sync.
+
+    Above a folder that this user may not read nothing of ours is new. Raises OSError.
+    """
+    with contextlib.suppress(PermissionError):
+        sync_folder(path.parent)
+
+
 def make_folder(path: Path, mode: int = 0o700) -> None:
-    """Make a folder, durably, if it is missing; one that is there keeps its mode. Raises OSError."""
-    if path.is_dir():
-        return
+    """Make a folder, and those above it, if they are missing; its name is durable when this returns.
+
+    One that is there keeps its mode; those above it are made as the umask has it. Raises OSError.
+    """
+    if not path.parent.is_dir():
+        make_folder(path.parent, 0o777)
     path.mkdir(mode=mode, exist_ok=True)
-    sync_folder(path.parent)
+    sync_name(path)
 
 
 def write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int) -> None:

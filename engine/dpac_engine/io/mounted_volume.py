@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from dpac_engine.core.image import VolumeImage
-from dpac_engine.io.files import write_all
+from dpac_engine.io.files import sync_folder, write_all
 from dpac_engine.io.holes import punch_hole
 from dpac_engine.io.nbd.export import Change, Extent, as_os_error
 
@@ -36,6 +36,7 @@ class MountedVolume:
         blocks = -(-self.size_bytes // BLOCK_BYTES)
         self._data = _sparse(folder / "data", blocks * BLOCK_BYTES)
         self._bitmap_file = _sparse(folder / "bitmap", -(-blocks // 8))
+        sync_folder(folder)
         self._bitmap = mmap.mmap(self._bitmap_file, -(-blocks // 8))
 
     def _has(self, block: int) -> bool:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from dpac_api.errors import Corruption
 from dpac_engine.core import records
 from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Flags, Header, Kind, Records
-from dpac_engine.io.files import sync_folder, write_all
+from dpac_engine.io.files import make_folder, sync_folder, write_all
 
 FILE_BYTES = 32 * 2**20
 SPARE_FILES = 2
@@ -98,14 +98,17 @@ class Spool:
         self._wake = threading.Condition()
         self._stopping = False
         self._error: OSError | None = None
-        self._renamed = True
+        self._renamed = False
         self._sparing: threading.Thread | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for path in folder.glob("*.spool"):
             index = int(path.stem, 16)
             if _is_whole(path) and (index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES):
                 self._files[index] = _File(path, index)
-        self._spares = sorted(path for path in folder.glob("*.spare") if _is_whole(path))
+        spares = sorted(folder.glob("*.spare"))
+        self._spares = [path for path in spares if _is_whole(path)]
+        for path in set(spares).difference(self._spares):
+            path.unlink()
         # What a scan did not count but a later one would (a pad, a run cut short) must be gone for good before anything is
         # written over it: else a loss of power could bring it back, and the scan would leap over what was written.
         self._void_head()
@@ -260,9 +263,10 @@ class Spool:
             self._sparing = None
 
     def _sync_all(self) -> None:
-        # What an earlier life left in the page cache counts as durable only now.
+        # What an earlier life left in the page cache counts as durable only now: records, and the names of files.
         for file in self._files.values():
             os.fdatasync(file.fd)
+        sync_folder(self._folder)
 
     # ------------------------------------------------------------------ reading
 
@@ -342,7 +346,6 @@ def _allocate(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    sync_folder(path.parent)
 
 
 def scan(folder: Path, from_lsn: int, shard_tag: int, incarnation: int) -> Iterator[tuple[Header, memoryview]]:

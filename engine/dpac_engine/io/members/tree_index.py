@@ -19,6 +19,7 @@ import msgspec
 from dpac_api.errors import Corruption, Unsupported
 from dpac_engine.core.entries import LIST_MAGIC, Entry, chunk_lists, decode_entry, encode_entry
 from dpac_engine.core.records import KeyChange, Keyspace
+from dpac_engine.io.files import make_folder
 
 _VERSION = 1
 _SCHEMA = """
@@ -228,7 +229,7 @@ class TreeIndex:
 
     def open(self) -> None:
         """Read the database, or create it. Corruption or Unsupported where it cannot be used."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         try:
             self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from dpac_api.errors import Conflict, Invalid, NotFound
 from dpac_engine.core.records import HEADER_BYTES, Header, Kind
-from dpac_engine.io.files import write_all
+from dpac_engine.io.files import sync_name, write_all
 from dpac_engine.io.holes import data_ranges, punch_hole
 from dpac_engine.io.members.overlay import Overlay
 from dpac_engine.io.nbd.export import Change, ChangeKind, Extent, Stopped, as_os_error
@@ -167,7 +167,7 @@ class Volume:
                 break
             await self._apply_batch()
         if self.error is None:
-            await self.sync()
+            await self._to_disk(os.fsync)  # the times too: they are part of the signature
         self.close()
         return signature_of(self.path) if self.error is None else None
 
@@ -450,11 +450,13 @@ class Volume:
 
     async def sync(self) -> None:
         """Make what is in the file durable: `synced_lsn` moves."""
+        if self.low_lsn != self.synced_lsn:
+            await self._to_disk(os.fdatasync)
+
+    async def _to_disk(self, sync: Callable[[int], None]) -> None:
         low = self.low_lsn
-        if low == self.synced_lsn:
-            return
         try:
-            await self._loop.run_in_executor(self._executor, os.fdatasync, self._fd)
+            await self._loop.run_in_executor(self._executor, sync, self._fd)
         except OSError as error:
             self.error = error
             return
@@ -541,12 +543,16 @@ def _open_locked(path: Path) -> tuple[int, bool]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         created = True
     try:
+        sync_name(path)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         raise Conflict(
             f"{path} is in use by another process. Stop what has it open, then it is attached again."
         ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor, created
 
 

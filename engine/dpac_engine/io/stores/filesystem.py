@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temporary
 from dpac_engine.core.ports import TargetMissing
-from dpac_engine.io.files import sync_folder
+from dpac_engine.io.files import make_folder, sync_folder
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _SCRATCH = ".tmp"
@@ -24,6 +24,8 @@ class FilesystemStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._durable: set[Path] = set()
+        """Folders whose names this store has synced."""
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.put`."""
@@ -82,11 +84,19 @@ class FilesystemStore:
             raise Invalid(f"{key!r} is not an object key: parts of letters, digits, '.', '_' and '-', joined by '/'.")
         return self.root / key
 
+    def _make_folders(self, folder: Path) -> None:
+        # Their names are made durable, even if another process made them: an object must not vanish with its folder.
+        if folder == self.root or (folder in self._durable and folder.is_dir()):
+            return
+        self._make_folders(folder.parent)
+        make_folder(folder, 0o777)
+        self._durable.add(folder)
+
     @contextlib.contextmanager
     def _written_aside(self, path: Path, data: bytes | memoryview) -> Iterator[Path]:
         scratch = self.root / _SCRATCH
         scratch.mkdir(exist_ok=True)  # never `root` itself: a mount that is away must not be written beneath
-        _make_folders(self.root, path.parent)
+        self._make_folders(path.parent)
         aside = scratch / secrets.token_hex(16)
         try:
             with aside.open("xb", buffering=0) as file:
@@ -98,17 +108,6 @@ class FilesystemStore:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 aside.unlink()
-
-
-def _make_folders(root: Path, folder: Path) -> None:
-    # Each new folder's name is synced in its parent: an object must not vanish with its folder.
-    missing = []
-    while not folder.is_dir() and folder != root:
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        sync_folder(new.parent)
 
 
 def _files_below(folder: Path, prefix: str) -> Iterator[str]:

@@ -1,0 +1,622 @@
+"""What the engine promises to keep, each promise as a small story on a disk that then loses power.
+
+A `Scenario` has acts, each a process that ends by kill -9 (the page cache outlives it), and then, after the power cut, a
+check in one more process. An act tells what was promised by then (`say`); the check gets it and raises if it is not so.
+Imports of the engine lie within the functions: one of its syncs may have to be left out first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.powercut.face import SYNC_ATTRIBUTE, UNSYNCED_ATTRIBUTE
+
+Say = Callable[..., None]
+Said = dict[str, Any]
+SPOOL_FILE_BYTES = 64 * 1024
+KEK = bytes(range(32))
+TAG = 77
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A promise."""
+
+    acts: tuple[Callable[[Path, Say], None], ...]
+    check: Callable[[Path, Said], None]
+
+
+# ---------------------------------------------------------------- the spool
+
+
+def _spool(root: Path, incarnation: int = 1) -> Any:
+    """A shard's spool as a group opens it, of small files; its callbacks run on the commit thread."""
+    from dpac_engine.io import spool
+
+    spool.FILE_BYTES = SPOOL_FILE_BYTES
+    found = list(spool.scan(root / "group" / "spool", 0, TAG, 0))
+    head = found[-1][0].next_lsn if found else 0
+    stamps = itertools.count(1)
+    return spool.Spool(
+        root / "group" / "spool",
+        spool.Identity(TAG, 1, incarnation),
+        head,
+        0,
+        lambda call: call(),
+        lambda: next(stamps),
+        lambda error: None,
+    )
+
+
+def _append(spool: Any, count: int) -> None:
+    from dpac_engine.core.records import Kind
+    from dpac_engine.io.spool import Entry
+
+    for number in range(count):
+        spool.append([Entry(Kind.WRITE, 0, 1, number * 4096, 4096, number.to_bytes(2, "big") * 2048)])
+
+
+def _wait_durable(spool: Any) -> int:
+    import threading
+
+    lsn, done = spool.head_lsn, threading.Event()
+    outcome: list[OSError | None] = []
+    spool.when_durable(lsn, lambda error: (outcome.append(error), done.set()))
+    assert done.wait(20)
+    assert outcome == [None]
+    return int(lsn)
+
+
+def _flushed_records(root: Path, say: Say) -> None:
+    spool = _spool(root)
+    for _ in range(3):
+        _append(spool, 9)
+        say(lsn=_wait_durable(spool))
+    _append(spool, 3)
+
+
+def _unflushed_records(root: Path, say: Say) -> None:
+    """More than one file of them, in the page cache when the process ends."""
+    _append(_spool(root), 20)
+
+
+def _found_records_flushed(root: Path, say: Say) -> None:
+    spool = _spool(root, 2)
+    assert spool.head_lsn > SPOOL_FILE_BYTES
+    say(lsn=_wait_durable(spool))
+
+
+def _check_records(root: Path, said: Said) -> None:
+    from dpac_engine.io import spool
+
+    spool.FILE_BYTES = SPOOL_FILE_BYTES
+    found = list(spool.scan(root / "group" / "spool", 0, TAG, 0))
+    head = found[-1][0].next_lsn if found else 0
+    assert head >= said["lsn"], f"the records from LSN {head} to {said['lsn']} are gone"
+    for number, (header, payload) in enumerate(found):
+        expected = header.offset // 4096
+        assert bytes(payload) == expected.to_bytes(2, "big") * 2048, f"record {number} holds something else"
+
+
+def _spare_made(root: Path, say: Say) -> None:
+    spool = _spool(root)
+    _append(spool, 10)
+    _wait_durable(spool)
+    deadline = time.monotonic() + 20
+    while not list((root / "group" / "spool").glob("*.spare")) or spool._sparing is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    (spare,) = (root / "group" / "spool").glob("*.spare")
+    # Whoever first uses it waits for its own records alone, not for the zeroes of the whole file.
+    assert os.getxattr(spare, UNSYNCED_ATTRIBUTE) == b"0", "the first FLUSH in a new file would wait for its zeroes"
+
+
+def _nothing(root: Path, said: Said) -> None:
+    """The act itself has failed if the promise was broken."""
+
+
+# ---------------------------------------------------------------- volumes
+
+
+class _Rig:
+    """A volume over a spool, on an event loop."""
+
+    def __init__(self, root: Path) -> None:
+        from dpac_engine.io.members.volume import Volume
+
+        self.loop = asyncio.get_running_loop()
+        self.spool = _spool(root)
+        self.spool._call = self.loop.call_soon_threadsafe
+        (root / "volumes").mkdir(exist_ok=True)
+        self.volume = Volume(root / "volumes" / "disk.raw", 1, self.spool, self.loop, ThreadPoolExecutor(2), 1 << 30)
+        self.volume.resize(64 * 4096)
+
+    def write(self, block: int, content: bytes) -> None:
+        from dpac_engine.io.nbd.export import Change, ChangeKind
+
+        self.volume.submit([Change(ChangeKind.WRITE, block * 4096, 4096, memoryview(content * 4096))])
+
+    async def apply(self) -> None:
+        assert await self.volume._durable(self.spool.head_lsn)
+        while self.volume._pending:
+            await self.volume._apply_batch()
+
+    async def flush(self) -> None:
+        done = self.loop.create_future()
+        self.volume.flush(lambda error: self.loop.call_soon_threadsafe(done.set_result, error))
+        assert await done is None
+
+
+def _volumes_folder(root: Path, say: Say) -> None:
+    """It is the user's, and was there for long."""
+    (root / "volumes").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+
+
+def _applied_changes(root: Path, say: Say) -> None:
+    """The journal may forget what the volume says it has."""
+
+    async def story() -> None:
+        rig = _Rig(root)
+        rig.write(3, b"a")
+        rig.write(60, b"b")
+        await rig.apply()
+        await rig.volume.sync()
+        assert rig.volume.synced_lsn == rig.spool.head_lsn
+        say(blocks={3: "a", 60: "b"})
+
+    asyncio.run(story())
+
+
+def _volume_just_made(root: Path, say: Say) -> None:
+    """A process that ends between the making of the file and anything else."""
+    (root / "volumes" / "disk.raw").touch(mode=0o600)
+
+
+def _journal_lost(root: Path, say: Say) -> None:
+    """The journal fails with changes in it: the volume takes them, and says that the file is ahead from here on."""
+    import errno
+
+    async def story() -> None:
+        rig = _Rig(root)
+        rig.volume.bypassing = lambda: say(blocks={5: "c"})
+        rig.write(5, b"c")
+        rig.spool._settle(0, OSError(errno.EIO, "gone"))
+        await rig.flush()
+        assert rig.volume.bypass
+
+    asyncio.run(story())
+
+
+def _flushed_without_journal(root: Path, say: Say) -> None:
+    async def story() -> None:
+        rig = _Rig(root)
+        rig.volume.write_through_from_now()
+        rig.write(7, b"d")
+        await rig.flush()
+        say(blocks={7: "d"})
+
+    asyncio.run(story())
+
+
+def _detached(root: Path, say: Say) -> None:
+    async def story() -> None:
+        rig = _Rig(root)
+        rig.write(9, b"e")
+        signature = await rig.volume.stop()
+        assert signature is not None
+        say(blocks={9: "e"}, signature=list(signature))
+
+    asyncio.run(story())
+
+
+def _check_volume(root: Path, said: Said) -> None:
+    from dpac_engine.io.members.volume import signature_of
+
+    path = root / "volumes" / "disk.raw"
+    content = path.read_bytes()
+    for block, letter in said["blocks"].items():
+        assert content[block * 4096 :][:4096] == letter.encode() * 4096, f"block {block} is gone"
+    if "signature" in said:
+        found = signature_of(path)
+        assert found is not None
+        assert list(found) == said["signature"], "the volume looks as if it had been changed while it was detached"
+
+
+# ---------------------------------------------------------------- state, site, keys, catalogue
+
+
+def _state_stored(root: Path, say: Say) -> None:
+    from dpac_engine.control import group_state
+    from dpac_engine.control.group import Group
+
+    (root / "group").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    import threading
+
+    group = SimpleNamespace(folder=root / "group", state=group_state.GroupState(), _storing=threading.Lock())
+    for lsn in (64, 128, 192):
+        group.state.scan_lsn = lsn
+        Group._store_state(group)  # type: ignore[arg-type]
+        say(lsn=lsn)
+
+
+def _check_state(root: Path, said: Said) -> None:
+    from dpac_engine.control import group_state
+
+    state = group_state.load(root / "group" / "state.json")
+    assert state is not None, "the group forgot everything"
+    assert state.scan_lsn >= said["lsn"]
+
+
+def _site_made(root: Path, say: Say) -> None:
+    from dpac_engine.control.site import Site, SiteLocks
+
+    data = root / "srv" / "dpac"
+    SiteLocks.take(data)
+    site = Site.open(data, run=Path(tempfile.mkdtemp(prefix="dpac-run-")))
+    keys = {name: (site.keys / name).read_bytes().hex() for name in ("kek", "signing")}
+    say(uid=site.site_uid, token=site.admin_token_file.read_text(), **keys)
+
+
+def _site_detached(root: Path, say: Say) -> None:
+    """`dpac serve --detach` prepares the folder, then the supervisor comes."""
+    from dpac_engine.control import serve
+    from dpac_engine.control.serve_options import ServeOptions
+
+    serve._await_health = lambda *_: None  # type: ignore[assignment]
+    serve.start_detached(ServeOptions(data=str(root / "srv" / "dpac")), ("/bin/true",))
+
+
+def _old_site(root: Path, say: Say) -> None:
+    """A site without its folder of tokens, as an older layout might be."""
+    _site_made(root, say)
+    data = root / "srv" / "dpac"
+    (data / "tokens" / "admin").unlink()
+    (data / "tokens").rmdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+
+
+def _check_site(root: Path, said: Said) -> None:
+    from dpac_engine.control.site import Site
+
+    site = Site.read(root / "srv" / "dpac")
+    assert site.site_uid == said["uid"]
+    assert site.admin_token_file.read_text() == said["token"]
+    for name in ("kek", "signing"):
+        assert (site.keys / name).read_bytes().hex() == said[name]
+
+
+def _keyring(root: Path) -> Any:
+    from dpac_engine.io.keys import Keyring
+
+    return Keyring(root / "keys")
+
+
+def _kek(root: Path, say: Say) -> None:
+    (root / "keys").mkdir()
+    (root / "keys" / "kek").write_bytes(KEK)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+
+
+def _key_made(root: Path, say: Say) -> None:
+    keys = _keyring(root)
+    key_id = keys.create()
+    say(key_id=key_id, key=keys.data_key(key_id).hex())
+
+
+def _check_key(root: Path, said: Said) -> None:
+    assert _keyring(root).data_key(said["key_id"]).hex() == said["key"]
+
+
+def _escrowed(root: Path, say: Say) -> None:
+    keys = _keyring(root)
+    mark = keys.export_kek(root / "copy.json", "5" * 32)
+    say(copied=mark)
+
+
+def _check_escrow(root: Path, said: Said) -> None:
+    from dpac_engine.io.keys import read_escrow
+
+    assert read_escrow(root / "copy.json") == (KEK, said["copied"])
+
+
+def _escrow_confirmed(root: Path, say: Say) -> None:
+    from dpac_engine.io.keys import fingerprint
+
+    _keyring(root).confirm_escrow(fingerprint(KEK), 42)
+
+
+def _check_confirmed(root: Path, said: Said) -> None:
+    assert _keyring(root).escrow_status().confirmed_ns == 42
+
+
+def _catalogue(root: Path) -> Any:
+    from dpac_engine.control.catalogue import Catalogue
+
+    return Catalogue.open(root / "catalogue.sqlite")
+
+
+def _request_answered(root: Path, say: Say) -> None:
+    from datetime import UTC, datetime
+
+    from dpac_engine.control.catalogue import remember
+
+    catalogue = _catalogue(root)
+    for number in range(5):
+        with catalogue.write() as session:
+            remember(session, f"r{number}", "f", {"number": number}, datetime.now(UTC))
+        say(number=number)
+
+
+def _check_answered(root: Path, said: Said) -> None:
+    from dpac_engine.control.catalogue import recall
+
+    with _catalogue(root).read() as session:
+        for number in range(said["number"] + 1):
+            assert recall(session, f"r{number}", "f") == {"number": number}, f"request {number} was answered and is gone"
+
+
+def _assigned(root: Path, say: Say) -> None:
+    from dpac_engine.control.reconciler import Reconciler
+    from tests.processes.backend import assignment
+
+    wanted = assignment("shop", uid="1" * 32)
+    reconciler = SimpleNamespace(_folder=lambda uid: root / "groups" / uid)
+    Reconciler._write_assignment(reconciler, wanted)  # type: ignore[arg-type]
+
+
+def _check_assigned(root: Path, said: Said) -> None:
+    from dpac_engine.control.assignment import WorkerAssignment
+
+    text = (root / "groups" / ("1" * 32) / "assignment.json").read_text()
+    assert WorkerAssignment.model_validate_json(text).name == "shop"
+
+
+def _drained(root: Path, say: Say) -> None:
+    from dpac_engine.control.worker import Worker, _Group
+    from tests.processes.backend import assignment, put_assignment
+
+    wanted = assignment("shop", uid="1" * 32)
+    put_assignment(root / "groups", wanted)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+
+    async def stop() -> None:
+        return None
+
+    async def story() -> None:
+        worker = SimpleNamespace(_folder=root / "groups", _groups={})
+        group = _Group(runtime=SimpleNamespace(stop=stop))  # type: ignore[arg-type]
+        await Worker._detach(worker, "1" * 32, group, wanted)  # type: ignore[arg-type]
+
+    asyncio.run(story())
+
+
+def _check_drained(root: Path, said: Said) -> None:
+    from dpac_engine.control.worker import _drained
+
+    assert _drained(root / "groups" / ("1" * 32)), "a group that was let go is taken again"
+
+
+# ---------------------------------------------------------------- the filesystem store
+
+
+def _store(root: Path) -> Any:
+    from dpac_engine.io.stores.filesystem import FilesystemStore
+
+    return FilesystemStore(root / "target")
+
+
+def _target(root: Path, say: Say) -> None:
+    (root / "target").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+
+
+def _object_put(root: Path, say: Say) -> None:
+    _store(root).put("g/1/s/segment", b"s" * 9000)
+    say(objects={"g/1/s/segment": "s"})
+
+
+def _object_put_beside(root: Path, say: Say) -> None:
+    """Into a folder that is durable already."""
+    (root / "target" / "g").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    _store(root).put("g/one", b"1" * 9000)
+    say(objects={"g/one": "1"})
+
+
+def _object_created(root: Path, say: Say) -> None:
+    (root / "target" / "m").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    _store(root).create("m/1", b"m" * 9000)
+    say(objects={"m/1": "m"})
+
+
+def _folder_just_made(root: Path, say: Say) -> None:
+    """A process that ends between the making of a folder and its sync."""
+    (root / "target" / "g").mkdir()
+
+
+def _object_put_there(root: Path, say: Say) -> None:
+    _store(root).put("g/one", b"1" * 9000)
+    say(objects={"g/one": "1"})
+
+
+def _object_deleted(root: Path, say: Say) -> None:
+    (root / "target" / "g").mkdir()
+    (root / "target" / "g" / "old").write_bytes(b"o")
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    _store(root).delete("g/old")
+    say(objects={})
+
+
+def _check_objects(root: Path, said: Said) -> None:
+    store = _store(root)
+    assert {key: store.get(key) for key in store.list("")} == {
+        key: letter.encode() * 9000 for key, letter in said["objects"].items()
+    }
+
+
+# ---------------------------------------------------------------- directories, restores, mounts
+
+
+def _index_committed(root: Path, say: Say) -> None:
+    from dpac_engine.io.members.tree_index import TreeIndex
+
+    (root / "group").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    index = TreeIndex(root / "group" / "members" / "1" / "index.sqlite")
+    index.open()
+    for lsn in (64, 128, 192):
+        index.orphans.add(lsn.to_bytes(32, "big"))
+        index.commit(lsn)
+        say(lsn=lsn)
+
+
+def _check_index(root: Path, said: Said) -> None:
+    from dpac_engine.io.members.tree_index import TreeIndex
+
+    index = TreeIndex(root / "group" / "members" / "1" / "index.sqlite")
+    index.open()
+    assert index.applied_lsn >= said["lsn"], "the index forgot what the journal dropped for its sake"
+    assert len(index.orphans) == index.applied_lsn // 64
+
+
+def _restore(root: Path, to: Path) -> None:
+    from dpac_engine.core.entries import Entry, EntryType, digest_of, encode_entry
+    from dpac_engine.io.members import tree_restore
+
+    class Libc:
+        """FUSE is not told of syncfs(2)."""
+
+        @staticmethod
+        def syncfs(_descriptor: int) -> int:
+            os.setxattr(root, SYNC_ATTRIBUTE, b"")
+            return 0
+
+    tree_restore.ctypes = SimpleNamespace(CDLL=lambda *_, **__: Libc)  # type: ignore[assignment]
+    content = b"f" * 9000
+    file = Entry(EntryType.FILE, 0o600, os.getuid(), os.getgid(), 10**9, size=9000, chunks=digest_of(content))
+    entries = [(b"file", encode_entry(file).value)]
+    tree_restore.restore_tree(entries, lambda _: content, to, lambda _: None)
+
+
+def _tree_restored(root: Path, say: Say) -> None:
+    _restore(root, root / "to")
+
+
+def _tree_restored_in_place(root: Path, say: Say) -> None:
+    (root / "to").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    _restore(root, root / "to")
+
+
+def _check_restored_tree(root: Path, said: Said) -> None:
+    assert (root / "to" / "file").read_bytes() == b"f" * 9000
+
+
+def _volume_restored(root: Path, say: Say) -> None:
+    from dpac_engine.control import restore
+
+    restore.pieces = lambda _: [(0, b"v" * 9000)]  # type: ignore[assignment]
+    restore.stored_bytes = lambda _: 9000  # type: ignore[assignment]
+    clock = SimpleNamespace(monotonic_ns=lambda: 0)
+    it = restore.Restore.__new__(restore.Restore)
+    it._cast = SimpleNamespace(stage=SimpleNamespace(clock=clock), progress=lambda _: None)  # type: ignore[assignment]
+    it._request = SimpleNamespace(member="disk", to=str(root / "disk.raw"))  # type: ignore[assignment]
+    it._to, it._aside, it._kind, it._started_ns = root / "disk.raw", root / ".aside", "volume", 0
+    it._mark = SimpleNamespace(id="ck-1-1")  # type: ignore[assignment]
+    it._written = it._write_volume(SimpleNamespace(size_bytes=9000))  # type: ignore[arg-type]
+    it._rename()
+
+
+def _check_restored_volume(root: Path, said: Said) -> None:
+    assert (root / "disk.raw").read_bytes() == b"v" * 9000
+
+
+def _mount_flushed(root: Path, say: Say) -> None:
+    from dpac_engine.io.files import make_folder
+    from dpac_engine.io.mounted_volume import MountedVolume
+    from dpac_engine.io.nbd.export import Change, ChangeKind
+    from tests.unit.test_mounted_volume import StoredImage, content
+
+    async def story() -> None:
+        place = root / "mounts" / "1" / "disk"
+        make_folder(place)
+        loop = asyncio.get_running_loop()
+        volume = MountedVolume(StoredImage(content()), place, loop, ThreadPoolExecutor(1))  # type: ignore[arg-type]
+        volume.submit([Change(ChangeKind.WRITE, 8192, 4096, memoryview(b"w" * 4096))])
+        done = loop.create_future()
+        volume.flush(lambda error: loop.call_soon_threadsafe(done.set_result, error))
+        assert await done is None
+
+    asyncio.run(story())
+
+
+def _check_mount(root: Path, said: Said) -> None:
+    from dpac_engine.io.mounted_volume import MountedVolume
+    from tests.unit.test_mounted_volume import StoredImage, content
+
+    async def story() -> None:
+        place, loop = root / "mounts" / "1" / "disk", asyncio.get_running_loop()
+        volume = MountedVolume(StoredImage(content()), place, loop, ThreadPoolExecutor(1))  # type: ignore[arg-type]
+        assert volume.read_blocking(8192, 4096) == b"w" * 4096, "a flushed write to a mount is gone"
+        assert volume.read_blocking(12288, 4096) == content()[12288:16384]
+
+    asyncio.run(story())
+
+
+def _mount_recorded(root: Path, say: Say) -> None:
+    from dpac_engine.control.mounts import Mounts
+
+    (root / "mounts" / "1").mkdir(parents=True)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    record = SimpleNamespace(model_dump_json=lambda: "{}")
+    Mounts._record(SimpleNamespace(_worker=0), root / "mounts" / "1", record)  # type: ignore[arg-type]
+
+
+def _check_recorded(root: Path, said: Said) -> None:
+    assert (root / "mounts" / "1" / "mount.json").read_text() == "0\n{}"
+
+
+SCENARIOS = {
+    "flushed records": Scenario((_flushed_records,), _check_records),
+    "records of an earlier life": Scenario((_unflushed_records, _found_records_flushed), _check_records),
+    "a spare file": Scenario((_spare_made,), _nothing),
+    "changes in the volume": Scenario((_volumes_folder, _applied_changes), _check_volume),
+    "a volume just made": Scenario((_volumes_folder, _volume_just_made, _applied_changes), _check_volume),
+    "a journal that failed": Scenario((_volumes_folder, _journal_lost), _check_volume),
+    "a FLUSH without a journal": Scenario((_volumes_folder, _flushed_without_journal), _check_volume),
+    "a detached volume": Scenario((_volumes_folder, _detached), _check_volume),
+    "a group's state": Scenario((_state_stored,), _check_state),
+    "a new site": Scenario((_site_made,), _check_site),
+    "a detached start": Scenario((_site_detached, _site_made), _check_site),
+    "an older site": Scenario((_old_site, _site_made), _check_site),
+    "a data key": Scenario((_kek, _key_made), _check_key),
+    "an escrow copy": Scenario((_kek, _escrowed), _check_escrow),
+    "a confirmed escrow": Scenario((_kek, _escrow_confirmed), _check_confirmed),
+    "an answered request": Scenario((_request_answered,), _check_answered),
+    "an assignment": Scenario((_assigned,), _check_assigned),
+    "a drained group": Scenario((_drained,), _check_drained),
+    "a stored object": Scenario((_target, _object_put), _check_objects),
+    "an object beside others": Scenario((_target, _object_put_beside), _check_objects),
+    "a created object": Scenario((_target, _object_created), _check_objects),
+    "an object in a folder just made": Scenario((_target, _folder_just_made, _object_put_there), _check_objects),
+    "a deleted object": Scenario((_target, _object_deleted), _check_objects),
+    "a directory's index": Scenario((_index_committed,), _check_index),
+    "a restored tree": Scenario((_tree_restored,), _check_restored_tree),
+    "a tree restored in place": Scenario((_tree_restored_in_place,), _check_restored_tree),
+    "a restored volume": Scenario((_volume_restored,), _check_restored_volume),
+    "a FLUSH of a mount": Scenario((_mount_flushed,), _check_mount),
+    "a mount": Scenario((_mount_recorded,), _check_recorded),
+}
