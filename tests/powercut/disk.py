@@ -25,6 +25,10 @@ from random import Random
 PAGE_BYTES = 4096
 SECTOR_BYTES = 512
 LOG_ENTRIES = 4000
+SYNC_ATTRIBUTE = "user.powercut.sync"
+"""Set on any file, it makes everything durable: what syncfs(2) does, of which FUSE is not told."""
+UNSYNCED_ATTRIBUTE = "user.powercut.unsynced"
+"""How many bytes a sync of the file would have to write."""
 _ZEROES = bytes(PAGE_BYTES)
 _SHARES = (0.0, 0.1, 0.5, 0.9, 1.0)
 

@@ -27,10 +27,8 @@ from typing import Any
 
 import mfusepy
 
-from tests.powercut.disk import PAGE_BYTES, Node, PowerCutDisk
+from tests.powercut.disk import PAGE_BYTES, SYNC_ATTRIBUTE, UNSYNCED_ATTRIBUTE, Node, PowerCutDisk
 
-SYNC_ATTRIBUTE = "user.powercut.sync"
-UNSYNCED_ATTRIBUTE = "user.powercut.unsynced"
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
 
 
@@ -194,7 +192,7 @@ class Face(mfusepy.Operations):  # type: ignore[misc]
 
     @_alone
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
-        """FUSE is not told of syncfs(2): whoever stands in for it sets SYNC_ATTRIBUTE. No other can be set."""
+        """SYNC_ATTRIBUTE; no other can be set."""
         if name != SYNC_ATTRIBUTE:
             raise mfusepy.FuseOSError(errno.EOPNOTSUPP)
         self.disk.sync_all()
@@ -202,7 +200,7 @@ class Face(mfusepy.Operations):  # type: ignore[misc]
 
     @_alone
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        """UNSYNCED_ATTRIBUTE: how many bytes a sync of the file would have to write."""
+        """UNSYNCED_ATTRIBUTE; there is no other."""
         if name != UNSYNCED_ATTRIBUTE:
             raise mfusepy.FuseOSError(errno.ENODATA)
         return str(self.disk.find(path).unsynced_bytes).encode()

@@ -26,6 +26,7 @@ _INSTEAD = {
     "mmap.flush": "(lambda *_: None)",
     "sync_folder": "(lambda *_: None)",
     "replace_file": '(lambda *values, **named: replace_file(*values, **{**named, "durable": False}))',
+    "write_new_file": "(lambda path, data: path.write_bytes(data))",
     "sync_name": "(lambda *_: None)",
     "make_folder": "(lambda path, mode=0o700: path.mkdir(mode=mode, parents=True, exist_ok=True))",
 }

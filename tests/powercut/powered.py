@@ -31,7 +31,9 @@ class PoweredDisk:
     def __enter__(self) -> PoweredDisk:
         require_tool("fusermount3")
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            lacking("FUSE", "make /dev/fuse usable for this user (`modprobe fuse`; in a container `--device /dev/fuse`)")
+            lacking(
+                "FUSE", "make /dev/fuse usable for this user (`modprobe fuse`; in a container `--device /dev/fuse`)"
+            )
         self.root.mkdir(parents=True)
         self._mount()
         return self

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.powercut.face import SYNC_ATTRIBUTE, UNSYNCED_ATTRIBUTE
+from tests.powercut.disk import SYNC_ATTRIBUTE, UNSYNCED_ATTRIBUTE
 
 Say = Callable[..., None]
 Said = dict[str, Any]
@@ -264,7 +263,7 @@ def _site_made(root: Path, say: Say) -> None:
 
     data = root / "srv" / "dpac"
     SiteLocks.take(data)
-    site = Site.open(data, run=Path(tempfile.mkdtemp(prefix="dpac-run-")))
+    site = Site.open(data)
     keys = {name: (site.keys / name).read_bytes().hex() for name in ("kek", "signing")}
     say(uid=site.site_uid, token=site.admin_token_file.read_text(), **keys)
 
@@ -364,7 +363,9 @@ def _check_answered(root: Path, said: Said) -> None:
 
     with _catalogue(root).read() as session:
         for number in range(said["number"] + 1):
-            assert recall(session, f"r{number}", "f") == {"number": number}, f"request {number} was answered and is gone"
+            assert recall(session, f"r{number}", "f") == {"number": number}, (
+                f"request {number} was answered and is gone"
+            )
 
 
 def _assigned(root: Path, say: Say) -> None:
@@ -388,7 +389,7 @@ def _drained(root: Path, say: Say) -> None:
     from tests.processes.backend import assignment, put_assignment
 
     wanted = assignment("shop", uid="1" * 32)
-    put_assignment(root / "groups", wanted)
+    (put_assignment(root / "groups", wanted) / "spool").mkdir()
     os.setxattr(root, SYNC_ATTRIBUTE, b"")
 
     async def stop() -> None:
@@ -545,16 +546,17 @@ def _check_restored_volume(root: Path, said: Said) -> None:
 
 
 def _mount_flushed(root: Path, say: Say) -> None:
-    from dpac_engine.io.files import make_folder
-    from dpac_engine.io.mounted_volume import MountedVolume
+    from dpac_engine.control.mounts import Mounts
     from dpac_engine.io.nbd.export import Change, ChangeKind
     from tests.unit.test_mounted_volume import StoredImage, content
 
     async def story() -> None:
-        place = root / "mounts" / "1" / "disk"
-        make_folder(place)
         loop = asyncio.get_running_loop()
-        volume = MountedVolume(StoredImage(content()), place, loop, ThreadPoolExecutor(1))  # type: ignore[arg-type]
+        mounts = SimpleNamespace(_executor=ThreadPoolExecutor(1))
+        image = SimpleNamespace(volume=lambda ordinal: StoredImage(content()))
+        members = {1: SimpleNamespace(name="disk", kind="volume")}
+        opened = await Mounts._open_members(mounts, root / "mounts" / "1", image, members, fill=True)  # type: ignore[arg-type]
+        volume: Any = opened["disk"]
         volume.submit([Change(ChangeKind.WRITE, 8192, 4096, memoryview(b"w" * 4096))])
         done = loop.create_future()
         volume.flush(lambda error: loop.call_soon_threadsafe(done.set_result, error))

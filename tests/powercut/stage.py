@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +19,6 @@ ACT_SECONDS_MAX = 60
 _LOADED_AHEAD = [
     "alembic.command", "asyncio", "blake3", "cryptography.hazmat.primitives.asymmetric.ed25519", "dpac_api.client",
     "dpac_api.models", "msgspec", "multiprocessing.connection", "numpy", "pytest", "sqlalchemy.orm", "uuid", "xxhash",
-    "tests.powercut.face",
 ]  # fmt: skip
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(_LOADED_AHEAD)
@@ -90,5 +88,3 @@ def _act(told: Connection, name: str, act: int | None, root: Path, said: Said, o
     else:
         told.send(("kept", None))
     told.recv()
-
-

@@ -58,7 +58,9 @@ def test_a_write_is_torn_at_sectors_only() -> None:
     disk.sync(disk.root)
     disk.write(file, 0, b"n" * PAGE_BYTES, 2)
     seen = outcomes(disk, "/a")
-    sectors = {content[at : at + SECTOR_BYTES] for content in seen if content for at in range(0, PAGE_BYTES, SECTOR_BYTES)}
+    sectors = {
+        content[at : at + SECTOR_BYTES] for content in seen if content for at in range(0, PAGE_BYTES, SECTOR_BYTES)
+    }
     assert sectors == {b"o" * SECTOR_BYTES, b"n" * SECTOR_BYTES}
     assert len(seen) > 20
 

@@ -473,6 +473,7 @@ def test_files_that_a_crash_left_unallocated_do_not_hinder_the_start(
         life.spool.append([write(bytes(60_000))])
     life.durable()
     assert len(found(tmp_path)) == 3
+    assert not (tmp_path / "new-1.spare").exists()
 
 
 def test_a_record_takes_whole_multiples_of_64_bytes() -> None:
