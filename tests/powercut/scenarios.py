@@ -296,6 +296,31 @@ def _check_site(root: Path, said: Said) -> None:
         assert (site.keys / name).read_bytes().hex() == said[name]
 
 
+def _check_site_and_catalogue(root: Path, said: Said) -> None:
+    from dpac_engine.control.catalogue_guard import open_whole
+    from dpac_engine.control.site import Site
+
+    _check_site(root, said)
+    site = Site.read(root / "srv" / "dpac")
+    open_whole(site.catalogue_file, site.groups).close()
+
+
+def _catalogue_lost(root: Path, say: Say) -> None:
+    _site_made(root, say)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    (root / "srv" / "dpac" / "catalogue.sqlite").write_bytes(b"no database" * 1000)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+
+
+def _catalogue_rebuilt(root: Path, say: Say) -> None:
+    from datetime import UTC, datetime
+
+    from dpac_engine.control.catalogue_rebuild import rebuild
+    from dpac_engine.control.site import Site
+
+    rebuild(Site.read(root / "srv" / "dpac"), lambda _: (), datetime.now(UTC))
+
+
 def _keyring(root: Path) -> Any:
     from dpac_engine.io.keys import Keyring
 
@@ -601,13 +626,14 @@ SCENARIOS = {
     "a FLUSH without a journal": Scenario((_volumes_folder, _flushed_without_journal), _check_volume),
     "a detached volume": Scenario((_volumes_folder, _detached), _check_volume),
     "a group's state": Scenario((_state_stored,), _check_state),
-    "a new site": Scenario((_site_made,), _check_site),
+    "a new site": Scenario((_site_made,), _check_site_and_catalogue),
     "a detached start": Scenario((_site_detached, _site_made), _check_site),
     "an older site": Scenario((_old_site, _site_made), _check_site),
     "a data key": Scenario((_kek, _key_made), _check_key),
     "an escrow copy": Scenario((_kek, _escrowed), _check_escrow),
     "a confirmed escrow": Scenario((_kek, _escrow_confirmed), _check_confirmed),
     "an answered request": Scenario((_request_answered,), _check_answered),
+    "a rebuilt catalogue": Scenario((_catalogue_lost, _catalogue_rebuilt), _check_site_and_catalogue),
     "an assignment": Scenario((_assigned,), _check_assigned),
     "a drained group": Scenario((_drained,), _check_drained),
     "a stored object": Scenario((_target, _object_put), _check_objects),

@@ -9,6 +9,7 @@ _CONTROL, _IO = "dpac_engine.control", "dpac_engine.io"
 
 PROOFS = {
     f"{_CONTROL}.catalogue:_engine._connected:PRAGMA synchronous=FULL": "an answered request",
+    f"{_CONTROL}.catalogue_rebuild:rebuild:sync_folder": "a rebuilt catalogue",
     f"{_CONTROL}.group:Group._store_state:replace_file": "a group's state",
     f"{_CONTROL}.mounts:Mounts._record:replace_file": "a mount",
     f"{_CONTROL}.mounts:Mounts._open_members:make_folder": "a FLUSH of a mount",

@@ -46,7 +46,6 @@ def test_making_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     """A site whose site.json was not written yet is made with what is there."""
     site = made(tmp_path)
     kek = (site.keys / "kek").read_bytes()
-    site.catalogue_file.unlink()  # it is made last
     (tmp_path / "site.json").unlink()
     again = made(tmp_path)
     assert (again.keys / "kek").read_bytes() == kek
@@ -62,7 +61,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
 
 def test_a_site_without_its_identity_is_not_made_anew(tmp_path: Path) -> None:
     """Beside an existing catalogue a missing site.json is a loss, not a fresh start."""
-    made(tmp_path)
+    made(tmp_path).catalogue_file.write_bytes(b"SQLite format 3")
     (tmp_path / "site.json").unlink()
     with pytest.raises(Corruption, match=r"lost its site\.json"):
         made(tmp_path)

@@ -138,11 +138,11 @@ class Site:
                 make_folder(data / folder)
             site = site._with_run(run)
             site._make_secrets(new=known is None)
+            if known is None:
+                # Before site.json, whose sync makes its name durable too: from there on a site without it has lost it.
+                site.catalogue_file.touch(0o600)
             if site != known:
                 site._write()
-            if known is None:
-                # From here on a site without it has lost it: nobody takes an empty one for the truth.
-                site.catalogue_file.touch(0o600)
         except OSError as error:
             raise Invalid(
                 f"The data folder {data} cannot be used: {error.strerror} ({error.filename}). Correct its permissions."
@@ -154,6 +154,8 @@ class Site:
         if not _NAME.fullmatch(name):
             raise Invalid(f"{name!r} is not a site's name: up to 63 lower-case letters, digits and dashes.")
         others = sorted(entry.name for entry in data.iterdir() if entry.name not in _OURS)
+        if others == ["catalogue.sqlite"] and not (data / "catalogue.sqlite").stat().st_size:
+            others = []  # made, and never used: the making of the site was interrupted
         if "catalogue.sqlite" in others:
             raise Corruption(f"{data} has lost its site.json. Put it back from a copy: it says who this site is.")
         if others:
