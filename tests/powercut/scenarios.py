@@ -355,6 +355,20 @@ def _check_escrow(root: Path, said: Said) -> None:
     assert read_escrow(root / "copy.json") == (KEK, said["copied"])
 
 
+def _escrow_key_made(root: Path, say: Say) -> None:
+    from dpac_engine.io.escrow import PrivateKey
+
+    key = PrivateKey.generate()
+    key.write(root / "private.key")
+    say(public=key.public)
+
+
+def _check_escrow_key(root: Path, said: Said) -> None:
+    from dpac_engine.io.escrow import PrivateKey
+
+    assert PrivateKey.read(root / "private.key").public == said["public"]
+
+
 def _escrow_confirmed(root: Path, say: Say) -> None:
     from dpac_engine.io.keys import fingerprint
 
@@ -631,6 +645,7 @@ SCENARIOS = {
     "an older site": Scenario((_old_site, _site_made), _check_site),
     "a data key": Scenario((_kek, _key_made), _check_key),
     "an escrow copy": Scenario((_kek, _escrowed), _check_escrow),
+    "an escrow key": Scenario((_escrow_key_made,), _check_escrow_key),
     "a confirmed escrow": Scenario((_kek, _escrow_confirmed), _check_confirmed),
     "an answered request": Scenario((_request_answered,), _check_answered),
     "a rebuilt catalogue": Scenario((_catalogue_lost, _catalogue_rebuilt), _check_site_and_catalogue),
