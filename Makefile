@@ -38,6 +38,7 @@ lint: test-environment
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 	$(VENV)/mypy setup bench tests/tools.py tests/conftest.py examples/quickstart/orders.py
+	MYPYPATH=examples/postgres $(VENV)/mypy examples/postgres/bank.py
 	$(VENV)/lint-imports
 
 # Where a Go tool cannot be built, the tests that need it say so; with CI=true they fail on it.

@@ -1,16 +1,17 @@
-"""A real file system on an export: nbdfuse makes the export a file, a loop device makes that a disk."""
+"""A real file system on an export, where this machine can have one."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-from contextlib import ExitStack
 from pathlib import Path
 
-from tests.e2e.site import run, until
+from examples.postgres.disks import Disk, DiskError
+from tests.e2e.site import run
 from tests.tools import lacking, require_root, require_tool
 
-TOOLS = ("nbdfuse", "fusermount3", "losetup", "mkfs.ext4", "e2fsck", "mount", "umount")
+__all__ = ["Disk", "DiskError", "files_in", "require_file_systems", "write_files"]
+
+TOOLS = ("nbdfuse", "fusermount3", "losetup", "blkid", "mkfs.ext4", "dumpe2fs", "e2fsck", "mkswap", "mount", "umount")
 
 
 def require_file_systems() -> None:
@@ -20,52 +21,10 @@ def require_file_systems() -> None:
         require_tool(tool)
     if not Path("/dev/fuse").exists():
         lacking("/dev/fuse", "load the fuse module, or give the container the device")
-
-
-class Disk:
-    """`with Disk(uri, folder) as disk:` — an export as the block device `disk.device`."""
-
-    def __init__(self, uri: str, folder: Path) -> None:
-        self.root = folder / "root"
-        self._fuse = folder / "fuse"
-        self._uri = uri
-        self._stack = ExitStack()
-        self.device = ""
-
-    def __enter__(self) -> Disk:
-        self.root.mkdir(parents=True)
-        self._fuse.mkdir()
-        with ExitStack() as stack:
-            self._start_nbdfuse(stack)
-            try:
-                self.device = run("losetup", "--find", "--show", str(self._fuse / "nbd")).strip()
-            except AssertionError as error:
-                lacking("a loop device", str(error))
-            stack.callback(run, "losetup", "--detach", self.device)
-            self._stack = stack.pop_all()
-        return self
-
-    def _start_nbdfuse(self, stack: ExitStack) -> None:
-        file = self._fuse / "nbd"
-        process = subprocess.Popen([require_tool("nbdfuse"), str(file), self._uri])
-        stack.callback(process.wait, 60)
-        until(lambda: file.exists() or process.poll() is not None, "nbdfuse serves")
-        assert process.poll() is None, f"nbdfuse ended with {process.returncode}"
-        stack.callback(run, "fusermount3", "-u", str(self._fuse))
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def mounted(self) -> ExitStack:
-        """`with disk.mounted():` its file system is at `disk.root`."""
-        run("mount", self.device, str(self.root))
-        stack = ExitStack()
-        stack.callback(run, "umount", str(self.root))
-        return stack
-
-    def check(self) -> str:
-        """e2fsck without repair; fails if anything is wrong."""
-        return run("e2fsck", "-f", "-n", self.device)
+    try:
+        run("losetup", "--find")
+    except AssertionError as error:
+        lacking("a loop device", str(error))
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.file_system import Disk, files_in, require_file_systems, write_files
+from tests.e2e.file_system import Disk, DiskError, files_in, require_file_systems, write_files
 from tests.e2e.site import MIB, LiveSite, connected, contents, flush, qemu_io, run, write
 
 pytestmark = pytest.mark.e2e
@@ -210,7 +210,7 @@ def test_a_file_system_comes_back_as_it_was_at_the_mark(site: LiveSite, group: s
     before = {f"file-{number}": chance.randbytes(chance.randrange(1, 200_000)) for number in range(20)}
     after = {name: chance.randbytes(len(data)) for name, data in list(before.items())[:5]}
     with Disk(site.uri(f"{group}/disk"), tmp_path / "live") as live:
-        run("mkfs.ext4", "-q", live.device)
+        assert live.format_if_blank()
         with live.mounted():
             folder = live.root / "folder"
             folder.mkdir()
@@ -218,6 +218,7 @@ def test_a_file_system_comes_back_as_it_was_at_the_mark(site: LiveSite, group: s
             site.rest.take_checkpoint(group, tag="files")
             write_files(folder, {**after, "later": b"after the mark"})
             with site.mounted(group, "tag:files") as mount, Disk(mount.members["disk"], tmp_path / "past") as past:
+                assert past.needs_replay()
                 with past.mounted():  # writable, so that the file system's own journal replays
                     assert files_in(past.root / "folder") == before
                     write_files(past.root, {"note": b"a mounted checkpoint can be written"})
@@ -225,3 +226,20 @@ def test_a_file_system_comes_back_as_it_was_at_the_mark(site: LiveSite, group: s
             assert files_in(folder) == {**before, **after, "later": b"after the mark"}
             assert not (live.root / "note").exists()
         live.check()
+
+
+def test_only_a_blank_disk_is_formatted(site: LiveSite, group: str, tmp_path: Path) -> None:
+    """A file system that is there stays; anything else is refused by name; a folder holds one disk at a time."""
+    require_file_systems()
+    uri = site.uri(f"{group}/disk")
+    with Disk(uri, tmp_path / "disk") as disk:
+        assert disk.format_if_blank()
+        assert not Disk(uri, tmp_path / "disk").format_if_blank(), "another run finds the disk again"
+        with pytest.raises(DiskError, match="attached; detach that first"):
+            Disk(f"{uri}-other", tmp_path / "disk").attach()
+        run("mkswap", "-f", disk.device)
+        with pytest.raises(DiskError, match="holds swap, and is not formatted"):
+            disk.format_if_blank()
+    assert not disk.device
+    with pytest.raises(DiskError, match="nbdfuse does not serve"):
+        Disk(f"{uri}-other", tmp_path / "disk").attach()

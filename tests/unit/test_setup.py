@@ -349,6 +349,40 @@ def test_packages_are_never_installed_without_being_root(
     assert "sudo apt-get install fio" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("failing", [False, True], ids=["installed", "fails"])
+def test_postgresql_comes_without_a_database_of_its_own(
+    failing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is installed, Debian's tools are told not to make one; afterwards everything is as it was."""
+    settings = tmp_path / "postgresql-common" / "createcluster.d" / "dpac.conf"
+    seen: list[str] = []
+
+    def run(command: list[str], **_: object) -> None:
+        if "install" in command:
+            assert command[-1] == "postgresql"
+            seen.append(settings.read_text())
+            if failing:
+                raise SetupError("no network")
+
+    monkeypatch.setattr(packages, "_CLUSTER_SETTINGS", settings)
+    monkeypatch.setattr(packages, "program", lambda name: None if name in ("initdb", "pgbench") else "/usr/bin/true")
+    monkeypatch.setattr(packages, "run", run)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(packages.shutil, "which", lambda *_, **__: "/usr/bin/apt-get")
+    packages.install_missing()
+    assert seen == ["create_main_cluster = false\n"]
+    assert not settings.parent.exists()
+
+
+def test_a_program_is_found_where_debian_keeps_postgresqls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder a version, none of them on the PATH."""
+    folder = tmp_path / "15" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "pg_of_this_test").touch(mode=0o755)
+    monkeypatch.setattr(packages, "_POSTGRESQL", tmp_path)
+    assert packages.program("pg_of_this_test") == str(folder / "pg_of_this_test")
+
+
 def test_a_missing_tool_is_a_named_skip_on_a_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason names the tool and the package that brings it."""
     monkeypatch.delenv("CI", raising=False)
