@@ -103,7 +103,9 @@ def build_recovery(keyring: Keyring) -> TargetRecovery:
     from dpac_engine.control.repositories import TargetRecovery
     from dpac_engine.io.members.tree_restore import restore_tree
 
-    return TargetRecovery(open_store, examine_target, reader_opener(keyring), restore_tree, find_blueprint)
+    return TargetRecovery(
+        open_store, examine_target, reader_opener(keyring), restore_tree, find_blueprint, keyring.check_stored
+    )
 
 
 def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[WorkerAssignment], Group]:

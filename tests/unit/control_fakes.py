@@ -27,9 +27,10 @@ from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.catalogue import Catalogue
 from dpac_engine.control.catalogue_groups import Host
 from dpac_engine.control.plane import Deps
-from dpac_engine.control.recovery import Damage, MarkFilter, RangeView, Verification
+from dpac_engine.control.recovery import MarkFilter, RangeView
 from dpac_engine.control.worker_api import WorkerMount
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, select
+from dpac_engine.core.damage import Finding, Verification
 
 SITE = SiteInfo(site_uid="5" * 32, name="fra", version="0.1.0")
 ADMIN = "the-admin-token"
@@ -205,7 +206,7 @@ class FakeRepository:
     members: dict[int, FakeMember] = field(default_factory=dict)
     volumes: dict[int, FakeVolume] = field(default_factory=dict)
     trees: dict[int, FakeTree] = field(default_factory=dict)
-    damages: list[Damage] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     error: DpacError | None = None
 
     def refresh(self) -> None:
@@ -240,8 +241,12 @@ class FakeRepository:
     def tree(self, ordinal: int) -> FakeTree:
         return self.trees[ordinal]
 
-    def verify(self, progress: object) -> Verification:
-        return Verification(3, 300, len(self.held), self.damages, None if self.damages else self.held[-1])
+    def verify(self, progress: object, manifest_before: int = 0) -> Verification:
+        self.refresh()
+        hurt = [m for m in self.held if any(m.sequence in run for found in self.findings for run in found.runs)]
+        sound = [m for m in self.held if m not in hurt]
+        newest = sound[-1] if sound else None
+        return Verification(3, 300, len(sound), self.findings, [], newest, manifest=1)
 
 
 class FakeRecovery:

@@ -21,9 +21,9 @@ from dpac_api.models import CheckpointRange
 from dpac_engine.control.cli import main
 from dpac_engine.control.commands.session import duration, page_of, size
 from dpac_engine.control.commands.timeline_drawing import draw, gaps
-from dpac_engine.control.recovery import Damage
 from dpac_engine.control.rest import create_app
 from dpac_engine.control.site import Site
+from dpac_engine.core.damage import Finding, LostPart, Run
 from tests.unit.control_fakes import FakeRepository, World
 
 START_SECONDS = 20.0
@@ -248,8 +248,12 @@ def test_verify_ends_by_what_it_found(shell: Shell) -> None:
     repository = shell.declare()
     assert "copies through ck-1-5" in shell.run("verify", "shop")
     assert shell.json("verify")["items"][0]["result"]["findings"] == []
-    repository.damages = [Damage("s/1", "torn", "ck-1-4 to ck-1-5")]
-    assert "s/1" in shell.run("verify", "shop", status=20)
+    lost = LostPart("disk", [(4096, 512)], ["etc/a.conf"], more=3)
+    repository.findings = [Finding("s/1", "torn", [Run("ck-1-4", 4, "ck-1-5", None)], exact=False, lost=[lost])]
+    told = shell.run("verify", "shop", status=20)
+    assert "s/1: torn" in told
+    assert "ck-1-4 to ck-1-5 and later ones (at most" in told
+    assert "disk: bytes 4096 to 4608, etc/a.conf and 3 more" in told
     shell.run("verify", status=20)
 
 

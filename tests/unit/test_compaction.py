@@ -235,5 +235,5 @@ def test_a_repository_whose_manifests_were_mixed_up_is_corrupt() -> None:
     with pytest.raises(Corruption, match="moved or mixed"):
         copy.reader()
     copy.store.objects[keys[2]] = other.store.objects[keys[2]]
-    with pytest.raises(Corruption, match="moved or mixed"):
+    with pytest.raises(Corruption, match="objects were mixed"):
         copy.reader()

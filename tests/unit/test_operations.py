@@ -19,9 +19,9 @@ from dpac_engine.control.catalogue import Catalogue, utc
 from dpac_engine.control.catalogue_operations import add_operation, note_step
 from dpac_engine.control.export_probe import greet
 from dpac_engine.control.image_reading import pieces
-from dpac_engine.control.recovery import Damage
 from dpac_engine.control.rest import create_app
 from dpac_engine.control.timeline import view_group
+from dpac_engine.core.damage import Finding, LostPart, Run
 from tests.unit.control_fakes import ADMIN, FakeVolume, World
 
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -256,12 +256,18 @@ def test_a_verification_proves_checkpoints_readable(stage: Stage) -> None:
 
 def test_a_verification_names_what_is_damaged_and_whom_it_concerns(stage: Stage) -> None:
     """By object and checkpoints."""
-    stage.repository.damages = [Damage("s/1", "its bytes are not those written", "ck-1-3 to ck-1-5")]
+    run = Run("ck-1-3", 3, "ck-1-5", None)
+    part = LostPart("disk", [(4096, 512)], more=3)
+    stage.repository.findings = [Finding("s/1", "its bytes are not those written", [run], lost=[part])]
     operation = stage.run("verifications", target="copies")
     assert operation["phase"] == "Failed"
     (finding,) = operation["result"]["findings"]
-    assert (finding["object"], finding["checkpoints_affected"]) == ("s/1", "ck-1-3 to ck-1-5")
-    assert operation["result"]["verified_through"] == {}
+    assert finding["object"] == "s/1"
+    assert finding["checkpoints"] == [{"first": "ck-1-3", "last": "ck-1-5", "open_ended": True}]
+    assert finding["members"] == [
+        {"member": "disk", "ranges": [{"offset": 4096, "length": 512}], "paths": [], "more": 3}
+    ]
+    assert operation["result"]["verified_through"] == {"copies": "ck-1-2"}
 
 
 def test_a_target_that_is_away_fails_the_verification(stage: Stage) -> None:

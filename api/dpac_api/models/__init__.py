@@ -41,6 +41,9 @@ from dpac_api.models.groups import (
 from dpac_api.models.legs import AsyncLegSpec, LegSpec, RetentionSpec
 from dpac_api.models.mounts import Mount, MountRequest
 from dpac_api.models.operations import (
+    CheckpointRun,
+    DamagedMember,
+    DamagedRange,
     DrillReport,
     DrillRequest,
     MemberDrill,
@@ -49,6 +52,7 @@ from dpac_api.models.operations import (
     Phase,
     RestoreReport,
     RestoreRequest,
+    SpareObject,
     VerifyFinding,
     VerifyReport,
     VerifyRequest,
@@ -76,8 +80,11 @@ __all__ = [
     "CheckpointPage",
     "CheckpointRange",
     "CheckpointRequest",
+    "CheckpointRun",
     "Condition",
     "Cut",
+    "DamagedMember",
+    "DamagedRange",
     "DataState",
     "DirectorySpec",
     "DrillReport",
@@ -116,6 +123,7 @@ __all__ = [
     "Selector",
     "SiteInfo",
     "SlaState",
+    "SpareObject",
     "Tag",
     "Target",
     "TargetCheck",

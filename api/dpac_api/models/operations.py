@@ -118,13 +118,47 @@ class RestoreReport(Model):
     seconds: float
 
 
+class CheckpointRun(Model):
+    """Checkpoints from one to another."""
+
+    first: str = Field(description="Empty: from the oldest on.")
+    last: str = Field(description="Empty: to the newest.")
+    open_ended: bool = Field(description="Those taken later too, until what is damaged is overwritten or seeded anew.")
+
+
+class DamagedRange(Model):
+    """Bytes of a volume."""
+
+    offset: int
+    length: int
+
+
+class DamagedMember(Model):
+    """What of a member lies in a damaged object."""
+
+    member: str
+    ranges: list[DamagedRange] = []
+    paths: list[str] = []
+    more: int = Field(default=0, description="Ranges or paths beyond those listed.")
+
+
 class VerifyFinding(Model):
     """Something a target holds that is not what was written."""
 
     target: str
     object: str
     problem: str
-    checkpoints_affected: str = ""
+    checkpoints: list[CheckpointRun] = Field(default=[], description="Those that need it; none: no checkpoint does.")
+    exact: bool = Field(default=True, description="False: it may be fewer checkpoints than that.")
+    members: list[DamagedMember] = Field(default=[], description="What it held, as far as its index can be read.")
+
+
+class SpareObject(Model):
+    """Something a target holds that nothing there needs."""
+
+    target: str
+    object: str
+    reason: str
 
 
 class VerifyReport(Model):
@@ -132,6 +166,7 @@ class VerifyReport(Model):
 
     objects: int
     bytes_read: int
-    checkpoints: int
+    checkpoints: int = Field(description="Recoverable, and every object they need is sound.")
     findings: list[VerifyFinding] = []
+    spares: list[SpareObject] = Field(default=[], description="Reclaimable, no damage; at most a thousand a target.")
     verified_through: dict[str, str] = Field(default={}, description="Target -> newest checkpoint proven readable.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from dpac_api.models import TargetSpec
 from dpac_engine.core.checkpoints import Mark
+from dpac_engine.core.damage import Verification
 
 Progress = Callable[[int], None]
 """Told the bytes done so far; raises to stop the work."""
@@ -59,25 +60,6 @@ class RangeView:
     count: int
     app_count: int
     tags: list[str]
-
-
-class Damage(NamedTuple):
-    """An object that is not what was written, and the checkpoints that need it."""
-
-    object: str
-    problem: str
-    checkpoints_affected: str
-
-
-class Verification(NamedTuple):
-    """What reading a whole repository found."""
-
-    objects: int
-    bytes_read: int
-    checkpoints: int
-    damages: list[Damage]
-    newest: Mark | None
-    """The newest checkpoint all of whose objects were read and are sound."""
 
 
 class MemberView(Protocol):
@@ -134,8 +116,11 @@ class Repository(Protocol):
     def image(self, mark: Mark) -> ImageView:
         """The group at a checkpoint."""
 
-    def verify(self, progress: Progress) -> Verification:
-        """Read and authenticate every object."""
+    def verify(self, progress: Progress, manifest_before: int = 0) -> Verification:
+        """Read and authenticate every object; never refreshed before. `manifest_before`: the newest manifest seen until now.
+
+        Unrecoverable if the target holds nothing of the group.
+        """
 
 
 class Recovery(Protocol):

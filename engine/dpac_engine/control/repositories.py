@@ -12,15 +12,17 @@ from pydantic import ValidationError
 from dpac_api.errors import Conflict, Corruption, DpacError, NotFound
 from dpac_api.models import TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
-from dpac_engine.control.recovery import Damage, MarkFilter, Progress, RangeView, TreeView, Verification
+from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeView
 from dpac_engine.core.checkpoints import Mark, checkpoint_id
+from dpac_engine.core.damage import Verification
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState, SegmentRef
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.keys import Keyring
-from dpac_engine.io.repository import Finding, RepositoryReader
+from dpac_engine.io.repository import RepositoryReader
 from dpac_engine.io.stores.prefixed import PrefixedStore
+from dpac_engine.io.verification import CheckKey, Verifier
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,9 @@ def _stored_group(store: Store, uid: str, keyring: Keyring) -> WorkerAssignment:
 class TargetRepository:
     """A group's repository at a target, read only (`recovery.Repository`)."""
 
-    def __init__(self, reader: RepositoryReader) -> None:
+    def __init__(self, reader: RepositoryReader, check_key: CheckKey) -> None:
         self._reader = reader
+        self._check_key = check_key
 
     def refresh(self) -> None:
         """See `Repository.refresh`."""
@@ -122,25 +125,9 @@ class TargetRepository:
         """See `Repository.image`."""
         return self._reader.image(mark)
 
-    def verify(self, progress: Progress) -> Verification:
+    def verify(self, progress: Progress, manifest_before: int = 0) -> Verification:
         """See `Repository.verify`."""
-        done = 0
-
-        def read(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(done)
-
-        damages = [Damage(found.object, found.problem, _affected(found)) for found in self._reader.verify(read)]
-        damaged = {damage.object for damage in damages}
-        oldest_damaged = min((ref.lsn_from for ref in self._reader.refs() if ref.name in damaged), default=None)
-        sound = self._reader.marks(lambda ref: ref.name not in damaged)
-        # A seed's row at an LSN is part of the checkpoint at that LSN.
-        readable = (mark for mark in sound if oldest_damaged is None or mark.lsn < oldest_damaged)
-        newest = next(readable, None)
-        whole = sum(run.count for run in self.ranges()) if not damages else 0
-        count = whole or sum(1 for _ in readable) + (newest is not None)
-        return Verification(len(self._reader.refs()), done, count, damages, newest)
+        return Verifier(self._reader, self._check_key, lambda done, _: progress(done)).run(manifest_before)
 
 
 class TargetRecovery:
@@ -153,16 +140,18 @@ class TargetRecovery:
         open_reader: Callable[[str, TargetSpec], RepositoryReader],
         restore: RestoreTree,
         blueprints: Callable[[str], Blueprint],
+        check_key: CheckKey,
     ) -> None:
         self._open_store = open_store
         self._examine = examine
         self._open_reader = open_reader
         self._restore = restore
         self._blueprints = blueprints
+        self._check_key = check_key
 
     def open(self, target: TargetSpec, group_uid: str) -> TargetRepository:
         """See `Recovery.open`."""
-        return TargetRepository(self._open_reader(group_uid, target))
+        return TargetRepository(self._open_reader(group_uid, target), self._check_key)
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         """See `Recovery.purge`: manifests first, so that nothing half-deleted looks recoverable."""
@@ -248,10 +237,6 @@ _PROBES: Mapping[str, Callable[[Store, str], str]] = {
     "replace": _probe_replace,
     "delete": _probe_delete,
 }
-
-
-def _affected(found: Finding) -> str:
-    return f"{found.first_checkpoint} to {found.last_checkpoint}" if found.first_checkpoint else "none"
 
 
 def _sequence(checkpoint: str) -> int:

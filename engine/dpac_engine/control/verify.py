@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpac_api.errors import Corruption, Temporary, Unrecoverable
-from dpac_api.models import VerifyFinding, VerifyReport, VerifyRequest
+from dpac_api.errors import Temporary, Unrecoverable
+from dpac_api.models import (
+    CheckpointRun,
+    DamagedMember,
+    DamagedRange,
+    SpareObject,
+    VerifyFinding,
+    VerifyReport,
+    VerifyRequest,
+)
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.catalogue_operations import note_verified
 from dpac_engine.control.operations import Cast, Failed
-from dpac_engine.control.recovery import Verification
+from dpac_engine.core.damage import Finding, Verification
 
 _PREFIX = "read "
+SPARES_MAX = 1000
+"""Of each target, in the report."""
 
 
 class Verify:
@@ -41,30 +51,20 @@ class Verify:
         return self._report.model_dump(mode="json")
 
     def _read(self, target: str) -> str:
+        group = self._cast.group
         try:
-            repository = self._cast.stage.timeline.private(self._cast.group, target)
+            repository = self._cast.stage.recovery.open(group.targets[target], group.uid)
             found = repository.verify(lambda count: self._cast.progress(f"{count} bytes read"))
-        except (Corruption, Unrecoverable) as cause:  # the manifests themselves
-            self._add(
-                target,
-                Verification(0, 0, 0, [], None),
-                [VerifyFinding(target=target, object="manifests", problem=cause.message)],
-            )
-            return cause.message
+        except Unrecoverable as cause:
+            raise Unrecoverable(f"The target {target!r}: {cause.message}") from None
         except Temporary as cause:
             self._cast.progress(cause.message)  # raises if it is the backend that stops
             self._away.append(f"{target}: {cause.message}")
             return cause.message
-        findings = [
-            VerifyFinding(
-                target=target, object=d.object, problem=d.problem, checkpoints_affected=d.checkpoints_affected
-            )
-            for d in found.damages
-        ]
-        self._add(target, found, findings)
-        return f"{found.objects} objects, {found.bytes_read} bytes, {len(findings)} findings"
+        self._add(target, found)
+        return f"{found.objects} objects, {found.bytes_read} bytes, {len(found.findings)} findings"
 
-    def _add(self, target: str, found: Verification, findings: list[VerifyFinding]) -> None:
+    def _add(self, target: str, found: Verification) -> None:
         before = self._report
         through = dict(before.verified_through)
         if found.newest is not None:
@@ -72,11 +72,13 @@ class Verify:
             with self._cast.stage.catalogue.write() as session:
                 now = utc(self._cast.stage.clock.now_ns())
                 note_verified(session, self._cast.group.uid, target, found.newest.sequence, found.newest.id, now)
+        spares = [SpareObject(target=target, object=at, reason=why) for at, why in found.spares[:SPARES_MAX]]
         self._report = VerifyReport(
             objects=before.objects + found.objects,
             bytes_read=before.bytes_read + found.bytes_read,
             checkpoints=before.checkpoints + found.checkpoints,
-            findings=[*before.findings, *findings],
+            findings=[*before.findings, *(_wire(target, finding) for finding in found.findings)],
+            spares=[*before.spares, *spares],
             verified_through=through,
         )
 
@@ -90,3 +92,24 @@ class Verify:
         if problems:
             raise Failed(f"The verification failed: {'; '.join(problems)}.")
         return f"{self._report.checkpoints} checkpoints are readable"
+
+
+def _wire(target: str, found: Finding) -> VerifyFinding:
+    return VerifyFinding(
+        target=target,
+        object=found.object,
+        problem=found.problem,
+        checkpoints=[
+            CheckpointRun(first=run.first, last=run.last, open_ended=run.last_sequence is None) for run in found.runs
+        ],
+        exact=found.exact,
+        members=[
+            DamagedMember(
+                member=part.member,
+                ranges=[DamagedRange(offset=offset, length=length) for offset, length in part.ranges],
+                paths=list(part.paths),
+                more=part.more,
+            )
+            for part in found.lost
+        ],
+    )

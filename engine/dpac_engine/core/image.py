@@ -34,6 +34,13 @@ class IndexedSegment(Protocol):
         """Bytes of the block stream; Corruption if they are damaged."""
 
 
+class Span(NamedTuple):
+    """Bytes `[begin, end)` of a segment's block stream."""
+
+    begin: int
+    end: int
+
+
 class MemberRows(NamedTuple):
     """Rows of one member from all segments, oldest first. Shapes (n,); `key_index` -1 where a row has no key."""
 
@@ -126,6 +133,13 @@ class VolumeImage:
                 out[begin : begin + piece.length] = self._segments[piece.source].read(piece.position, piece.length)
         return bytes(out)
 
+    def reads(self, source: int, spans: Sequence[Span]) -> bool:
+        """Whether the device is made of bytes in `spans` of the segment `source`."""
+        mine = self.map.sources == source
+        begins = self.map.positions[mine]
+        ends = begins + (self.map.ends - self.map.starts)[mine]
+        return any(bool(((begins < span.end) & (ends > span.begin)).any()) for span in spans)
+
     def extents(self) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored, in order; the rest reads as zeroes."""
         for piece in self.map.pieces():
@@ -159,14 +173,28 @@ class TreeImage:
             elif kind == Kind.DELETE:
                 self.values.pop(segments[source].keys[key_index], None)
 
+    def reads(self, source: int, spans: Sequence[Span]) -> bool:
+        """Whether a value is made of bytes in `spans` of the segment `source`."""
+        mine = [value for value in self.values.values() if value.source == source]
+        return any(
+            value.position < span.end and value.position + value.length > span.begin for value in mine for span in spans
+        )
+
     def _read(self, value: _Value) -> bytes:
         return self._segments[value.source].read(value.position, value.length)
 
+    def paths(self) -> list[bytes]:
+        """Every path, sorted; known from the indexes alone."""
+        return sorted(key for keyspace, key in self.values if keyspace == Keyspace.ENTRY)
+
+    def read_entry(self, path: bytes) -> bytes:
+        """The encoded entry of a path in `paths`; Corruption if it is damaged."""
+        return self._read(self.values[Keyspace.ENTRY, path])
+
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """(path, encoded entry) of every file, sorted by path."""
-        for (keyspace, key), value in sorted(self.values.items()):
-            if keyspace == Keyspace.ENTRY:
-                yield key, self._read(value)
+        for path in self.paths():
+            yield path, self.read_entry(path)
 
     def read_chunk(self, digest: bytes) -> bytes:
         """The content with that BLAKE3; Corruption if it is not stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from dpac_api.errors import Corruption, Unsupported
 
 FORMAT_VERSION = 1
+_KEY = re.compile(r"m/[0-9]{16}")
 FORGET_DROPPED_NS = 7 * 86_400 * 10**9
 """Complete manifests name what was dropped for so long; it is deleted after a day, and what is left then is found again."""
 COMPLETE_EVERY = 64
@@ -140,6 +142,11 @@ class _Head(msgspec.Struct):
 def manifest_key(seq: int) -> str:
     """Where manifest `seq` lies."""
     return f"m/{seq:016d}"
+
+
+def is_manifest_key(key: str) -> bool:
+    """Whether an object of that key is a manifest."""
+    return _KEY.fullmatch(key) is not None
 
 
 def _mac(data_key: bytes, group_uid: str, body: bytes) -> str:

@@ -75,6 +75,12 @@ def check_copy(data: bytes, data_key: bytes, group_uid: str) -> None:
         raise Corruption("An escrow copy fails its authentication: it is damaged, forged or another group's.")
 
 
+def stored_at(data: bytes) -> str:
+    """Where an authentic copy belongs; Corruption if the bytes are none."""
+    body = _decoded(_decoded(data, _Envelope).body, _Body)
+    return copy_key(body.key_id, body.escrow_key)
+
+
 def _info(group_uid: str, key_id: str) -> bytes:
     return f"dpac escrow 1 {group_uid} {key_id}".encode()
 

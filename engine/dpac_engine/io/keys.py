@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from dpac_api.errors import Conflict, Corruption, Invalid, NotFound
+from dpac_api.errors import Conflict, Corruption, Invalid, NotFound, Unsupported
 from dpac_engine.io.files import make_folder, replace_file, write_new_file
 
 KEY_BYTES = 32
@@ -102,6 +102,16 @@ class Keyring:
                 "A wrapped data key does not open with this site's key-encryption key "
                 f"(fingerprint {fingerprint(self._kek)}). It is damaged, or another site wrapped it."
             ) from error
+
+    def check_stored(self, name: str, data: bytes) -> None:
+        """Check the bytes of a repository's object `keys/<name>`.
+
+        Corruption unless they are the data key of that id, wrapped; Unsupported if that is no name of a data key.
+        """
+        if not _KEY_ID.fullmatch(name):
+            raise Unsupported("this build does not know what it is")
+        if self.unwrap(data) != self.data_key(name):
+            raise Corruption(f"What lies there is another data key than {name}.")
 
     # ---------------------------------------------------------------- escrow
 

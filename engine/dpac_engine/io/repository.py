@@ -8,13 +8,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import blake3
 import msgspec
 
-from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unrecoverable, Unsupported
+from dpac_api.errors import Conflict, Corruption, DpacError, Invalid, NotFound, Unrecoverable, Unsupported
 from dpac_engine.core import checkpoints, manifest
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
@@ -109,9 +108,12 @@ class StoredSegment:
         if self._opened is None:
             name = self.ref.name
             try:
-                self._opened = SegmentReader(
+                opened = SegmentReader(
                     lambda at, length: self._store.get(name, at, length), self.ref.bytes, self._data_keys
                 )
+                if opened.header.name != name:
+                    raise Corruption(f"what lies there is another segment, {opened.header.name}.")
+                self._opened = opened
             except (NotFound, Corruption) as error:
                 raise self._damaged(error) from error
         return self._opened
@@ -157,59 +159,74 @@ class StoredSegment:
         return block
 
 
-@dataclass(frozen=True)
-class Finding:
-    """An object that is not what was written, and the checkpoints that need it."""
-
-    object: str
-    problem: str
-    first_checkpoint: str
-    last_checkpoint: str
-
-
 class RepositoryReader:
     """What a target holds of a group. `refresh` before use; safe for one thread at a time."""
 
     def __init__(self, store: Store, group_uid: str, data_keys: DataKeys, cache: BlockCache | None = None) -> None:
         self.store = store
         self.group_uid = group_uid
-        self._data_keys = data_keys
-        self._cache = cache or BlockCache()
+        self.data_keys = data_keys
+        self.cache = cache or BlockCache()
         self._segments: dict[str, StoredSegment] = {}
         self.state: RepositoryState | None = None
 
     def refresh(self) -> None:
         """Read the manifests that came since the last time; no repository yet is no error. Corruption if it is damaged."""
+        after = manifest.manifest_key(self.state.last.seq) if self.state else ""
         try:
             info = read_info(self.store)
         except NotFound:
-            return
+            if next(self.store.list("m/"), None) is None:
+                return
+            raise Corruption(
+                "repository.json is missing, though manifests are there. `dpac verify` tells what it held."
+            ) from None
         if info.group_uid != self.group_uid:
-            raise Conflict(f"The repository belongs to group {info.group_uid}, not to {self.group_uid}.")
-        after = manifest.manifest_key(self.state.last.seq) if self.state else ""
-        keys = list(self.store.list("m/", start_after=after))
-        if self.state is None:
-            complete = [at for at, key in enumerate(keys) if int(key[2:]) % manifest.COMPLETE_EVERY == 0]
-            keys = keys[complete[-1] :] if complete else keys
+            raise Corruption(
+                f"repository.json names the group {info.group_uid}, not {self.group_uid}: it is damaged or another group's. "
+                "`dpac verify` tells what it held."
+            )
+        keys = [key for key in self.store.list("m/", start_after=after) if manifest.is_manifest_key(key)]
+        complete = [at for at, key in enumerate(keys) if int(key[2:]) % manifest.COMPLETE_EVERY == 0]
+        keys = keys[complete[-1] :] if complete else keys
         found = (self._manifest(key, info.repository_uid) for key in keys)
         self.state = manifest.fold(found, self.state)
 
     def _manifest(self, key: str, repository_uid: str) -> Manifest:
-        data = self.store.get(key)
-        read = manifest.decode_manifest(data, self._data_keys(manifest.manifest_key_id(data)), self.group_uid)
-        if read.key != key or read.repository != repository_uid:
+        read = self.open_manifest(key, self.store.get(key))
+        if read.repository != repository_uid:
             raise Corruption(
-                f"{key} holds manifest {read.seq} of repository {read.repository}, not of {repository_uid}: objects were "
-                "moved or mixed. Put back what lay there, or use a new target."
+                f"{key} is of the repository {read.repository}, and repository.json names {repository_uid}: one of them is "
+                "damaged, or objects were mixed. `dpac verify` tells which."
             )
+        return read
+
+    def open_manifest(self, key: str, data: bytes) -> Manifest:
+        """The manifest in the bytes of the object `key`.
+
+        Corruption if it is not exactly what was stored there; NotFound if its data key lies here and cannot be opened.
+        """
+        key_id = manifest.manifest_key_id(data)
+        try:
+            data_key = self.data_keys(key_id)
+        except (NotFound, Invalid) as error:
+            if f"keys/{key_id}" in self.store.list("keys/"):
+                raise
+            raise Corruption(
+                f"{key} names a data key, {key_id!r}, that lies neither there nor on this site."
+            ) from error
+        read = manifest.decode_manifest(data, data_key, self.group_uid)
+        if read.key != key:
+            raise Corruption(f"{key} holds manifest {read.seq}: objects were moved or mixed. Put back what lay there.")
         return read
 
     def spec(self) -> SpecObject:
         """The newest spec object: the group as it was declared."""
-        state = self._state()
-        return open_spec(self.store, state.last, self._data_keys(state.last.key_id))
+        state = self.require_state()
+        return open_spec(self.store, state.last, self.data_keys(state.last.key_id))
 
-    def _state(self) -> RepositoryState:
+    def require_state(self) -> RepositoryState:
+        """What the manifests add up to; Unrecoverable if there is none."""
         if self.state is None:
             raise Unrecoverable(
                 "The target holds nothing of this group yet. Wait for its first segment (`dpac status`)."
@@ -237,8 +254,8 @@ class RepositoryReader:
 
     def is_uniform(self, ref: SegmentRef) -> bool:
         """Every checkpoint in the segment is recoverable, as its manifest alone tells."""
-        bounds = [lsn for member in self._state().members.values() for pair in member.ready for lsn in pair]
-        ends = [end for member in self._state().members.values() for _, end in member.ready if end is not None]
+        bounds = [lsn for member in self.require_state().members.values() for pair in member.ready for lsn in pair]
+        ends = [end for member in self.require_state().members.values() for _, end in member.ready if end is not None]
         return not ends and not any(lsn is not None and ref.lsn_from < lsn for lsn in bounds)
 
     def marks(self, wanted: Callable[[SegmentRef], bool] = lambda _: True) -> Iterator[Mark]:
@@ -254,7 +271,7 @@ class RepositoryReader:
     def segment(self, ref: SegmentRef) -> StoredSegment:
         """The segment, with a shared cache."""
         if ref.name not in self._segments:
-            self._segments[ref.name] = StoredSegment(self.store, ref, self._data_keys, self._cache)
+            self._segments[ref.name] = StoredSegment(self.store, ref, self.data_keys, self.cache)
         return self._segments[ref.name]
 
     def image(self, mark: Mark) -> Image:
@@ -264,58 +281,9 @@ class RepositoryReader:
 
     def members_at(self, mark: Mark) -> dict[int, MemberState]:
         """The members that the checkpoint holds here, by ordinal; empty if it is not recoverable here."""
-        state = self._state()
+        state = self.require_state()
         held = state.recoverable_members((int(ordinal) for ordinal in mark.body.cuts), mark.lsn)
         return {ordinal: state.members[ordinal] for ordinal in sorted(held or ())}
-
-    def verify(self, progress: Callable[[int], None]) -> Iterator[Finding]:
-        """Read every live object and authenticate every byte; `progress` is told bytes read."""
-        declared: list[str] = []
-        if self.state is not None:
-            try:
-                declared = self.spec().escrow_keys
-            except (Corruption, NotFound, msgspec.MsgspecError) as error:  # no checkpoint's data is read through it
-                yield Finding(
-                    _spec_key(self.state.last.spec), f"the declaration stored there is damaged: {error}", "", ""
-                )
-        yield from self._verify_escrow(declared)
-        for ref in self.refs():
-            try:
-                data = self.store.get(ref.name)
-                if blake3.blake3(data).hexdigest() != ref.blake3:
-                    raise Corruption("its bytes are not those that the manifest names (BLAKE3)")
-                reader = SegmentReader(
-                    lambda at, length, data=data: data[at : at + length],  # type: ignore[misc]
-                    len(data),
-                    self._data_keys,
-                )
-                for first in range(0, reader.block_count, READ_BLOCKS_MAX):
-                    reader.blocks(first, min(READ_BLOCKS_MAX, reader.block_count - first))
-            except (Corruption, NotFound, Unsupported) as error:
-                yield self._finding(ref, error)
-            progress(ref.bytes)
-
-    def _verify_escrow(self, declared: Sequence[str]) -> Iterator[Finding]:
-        """No checkpoint's data is read through an escrow copy, so a finding names none."""
-        remedy = "The leg writes it anew when it next opens the target, at the latest when the backend starts."
-        names = set(self.store.list("escrow/"))
-        if self.state is not None:
-            names |= {escrow.copy_key(self.state.last.key_id, escrow_key) for escrow_key in declared}
-        for name in sorted(names):
-            try:
-                escrow.check_copy(self.store.get(name), self._data_keys(name.split("/")[1]), self.group_uid)
-            except NotFound:
-                yield Finding(name, f"the copy for a declared escrow key is missing. {remedy}", "", "")
-            except Corruption as error:
-                yield Finding(name, f"{error.message} {remedy}", "", "")
-
-    def _finding(self, ref: SegmentRef, error: DpacError) -> Finding:
-        # Everything recovered at or after the segment's first record reads through it.
-        later = [other.marks for other in self.ranges() if other.marks and other.lsn_to > ref.lsn_from]
-        epoch = self._state().last.epoch
-        first = checkpoints.checkpoint_id(epoch, later[0].first_sequence) if later else "none"
-        last = checkpoints.checkpoint_id(epoch, later[-1].last_sequence) if later else "none"
-        return Finding(ref.name, error.message, first, last)
 
 
 def _opened(segments: list[StoredSegment]) -> list[StoredSegment]:
@@ -346,20 +314,21 @@ def read_info(store: Store) -> RepositoryInfo:
     """`repository.json`; NotFound if there is no repository, Unsupported if it is too new."""
     try:
         info = msgspec.json.decode(store.get("repository.json"), type=RepositoryInfo)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise Corruption(f"repository.json cannot be read: {error}.") from None
     if info.format != manifest.FORMAT_VERSION or info.features & ~int(SUPPORTED_FEATURES):
         raise Unsupported(f"The repository has format {info.format}; this build reads {manifest.FORMAT_VERSION}.")
     return info
 
 
-def _spec_key(number: int) -> str:
+def spec_key(number: int) -> str:
+    """Where the spec object of that number lies."""
     return f"spec/{number:010d}"
 
 
 def open_spec(store: Store, last: Manifest, data_key: bytes) -> SpecObject:
     """The spec object that a manifest names."""
-    data = store.get(_spec_key(last.spec))
+    data = store.get(spec_key(last.spec))
     associated = f"{last.group} spec {last.spec}".encode()
     return msgspec.json.decode(Seal(data_key, data[:32], associated).open(Domain.BLOCK, 0, data[32:]), type=SpecObject)
 
@@ -438,7 +407,7 @@ class RepositoryWriter:
         unique = secrets.token_bytes(32)
         associated = f"{self._group_uid} spec {number}".encode()
         sealed = Seal(self._data_key, unique, associated).close(Domain.BLOCK, 0, msgspec.json.encode(spec))
-        self.store.put(_spec_key(number), unique + sealed)
+        self.store.put(spec_key(number), unique + sealed)
 
     def put_segment(
         self,

@@ -34,7 +34,7 @@ from dpac_engine.control.commands.waiting import WAIT_SECONDS, wait
 
 if TYPE_CHECKING:
     from dpac_api.client import Client
-    from dpac_api.models import DrillReport, Operation, VerifyReport
+    from dpac_api.models import DrillReport, Operation, VerifyFinding, VerifyReport
 
 app = typer.Typer(help="Drills, restores, verifications and checkpoints, past and present.", no_args_is_help=True)
 
@@ -258,7 +258,23 @@ def _print_verification(group: str, report: VerifyReport) -> None:
     )
     for finding in report.findings:  # lines and no table: an object's name is long, and must be there in full
         say(f"  {finding.target}: {finding.object}: {finding.problem}")
-        say(f"    checkpoints affected: {finding.checkpoints_affected or 'unknown'}")
+        say(f"    checkpoints that need it: {_affected(finding)}")
+        for part in finding.members:
+            what = [f"bytes {found.offset} to {found.offset + found.length}" for found in part.ranges] + part.paths
+            more = f" and {part.more} more" if part.more else ""
+            say(f"    it holds of {part.member}: {', '.join(what)}{more}")
+    for spare in report.spares:
+        say(f"  {spare.target}: {spare.object} can go: {spare.reason}")
+
+
+def _affected(finding: VerifyFinding) -> str:
+    if not finding.checkpoints:
+        return "none"
+    runs = ", ".join(
+        f"{run.first or 'the oldest'} to {run.last or 'the newest'}{' and later ones' if run.open_ended else ''}"
+        for run in finding.checkpoints
+    )
+    return runs if finding.exact else f"{runs} (at most: what was lost cannot be told exactly)"
 
 
 # ------------------------------------------------------------------ operations
