@@ -274,7 +274,12 @@ def test_lost_and_cut_segments_and_other_damaged_objects_are_found(site: LiveSit
             assert path.name in site.dpac("mount", "shop", "--at", "tag:second", status=20).stderr
     finally:
         path.write_bytes(whole)
-    for pattern, name in (("m/*", "manifest"), ("spec/*", "spec/")):
+    for pattern, name in (
+        ("m/*", "m/"),
+        ("spec/*", "spec/"),
+        ("keys/*", "keys/"),
+        ("repository.json", "repository.json"),
+    ):
         other = max((site.folder / "copies").rglob(pattern))
         with Damage(other, other.stat().st_size // 2):
             (finding,) = verify(site, 20)["findings"]
