@@ -17,6 +17,7 @@ from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Temporary, 
 from dpac_api.models import DataState, GroupStatus, LegSpec, SlaState, TargetSpec
 from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
+from dpac_engine.control import journal_return
 from dpac_engine.control import shipper as shipper_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
@@ -44,6 +45,9 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_module, "MARK_SECONDS", 0.02)
     monkeypatch.setattr(group_module, "MAINTAIN_SECONDS", 0.02)
     monkeypatch.setattr(group_module, "ATTACH_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(journal_return, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(journal_return, "PAUSE_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(journal_return, "LEGS_WAIT_SECONDS", 0.5)
     monkeypatch.setattr(shipper_module, "RETRY_SECONDS", (0.01,))
     monkeypatch.setattr(shipper_module, "REFUSED_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(shipper_module, "WATCH_SECONDS", 0.02)
@@ -613,6 +617,112 @@ def test_a_broken_journal_leaves_the_application_unharmed(
     run(tmp_path, story)
 
 
+def condition_types(group: Group) -> set[str]:
+    """Of the group now."""
+    return {condition.type for condition in group.status().conditions}
+
+
+@pytest.mark.parametrize("failure", ["sync", "append"])
+def test_a_journal_that_works_again_is_used_again_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    """Once its disk takes files, changes are recorded, targets are copied anew, and a kill then replays what it must."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "one").write_text("before")
+
+    async def story(site: Site) -> None:
+        group = site.group(
+            spec={
+                "members": {
+                    "disk": {"kind": "volume", "path": str(site.disk), "size": "4MiB"},
+                    "tree": {"kind": "directory", "path": str(tree)},
+                }
+            }
+        )
+        await group.start()
+        await protected(group)
+        write(group, 0, b"journalled" + bytes(502))
+        await shipped(group, tag="good")
+        with monkeypatch.context() as broken:
+            _break(broken, failure)
+            write(group, 512, b"at the time" + bytes(501))
+            await until(lambda: volume_of(group).bypass and group.journal_error)
+            write(group, 1024, b"straight" + bytes(504))
+            (tree / "two").write_text("meanwhile")
+            status = group.status()
+            assert (status.data_state, status.sla_state) == (DataState.STALLED, SlaState.RPO_NOT_MET)
+            # Whatever is tried meanwhile fails, and harms nothing.
+            broken.setattr(spool_module, "_allocate", _full_disk)
+            await asyncio.sleep(0)
+            await until(lambda: not any(leg._task for leg in group.legs.values()))
+            write(group, 1536, b"straight" + bytes(504))
+        await until(lambda: not group.journal_error)
+        assert not volume_of(group).bypass
+        write(group, 2048, b"recorded" + bytes(504))
+        await protected(group)
+        await until(lambda: not condition_types(group) & {"JournalFailed", "FullResync"})
+        await shipped(group, tag="again")
+        expected = b"".join(
+            part.ljust(512, b"\0") for part in (b"journalled", b"at the time", b"straight", b"straight", b"recorded")
+        )
+        assert site.disk_at(at="tag:again")[:2560] == expected
+        assert site.disk_at(at="tag:good")[:512] == expected[:512]
+        assert {b"one", b"two"} <= {key for key, _ in site.image(at="tag:again")[1].tree(2).entries()}
+        write(group, 0, b"after" + bytes(507))
+        await site.kill(group)
+        again = site.group()
+        await again.start()
+        assert volume_of(again).read_blocking(0, 2560) == b"after".ljust(512, b"\0") + expected[512:]
+
+    run(tmp_path, story)
+
+
+def _full_disk(path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_a_volume_that_is_away_does_not_hold_up_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the spool has for it is set aside once others need the room, survives a restart, and is in its file before it is served."""
+
+    async def story(site: Site) -> None:
+        both = {
+            name: {"kind": "volume", "path": str(site.root / f"{name}.raw"), "size": "4MiB"}
+            for name in ("disk", "more")
+        }
+        group = site.group(spec={"members": both}, spool_max=Size("8MiB"))
+        await group.start()
+        await protected(group)
+        more = group.members[2].volume
+        assert more is not None
+        with monkeypatch.context() as full:
+            full.setattr(Volume, "_apply_blocking", _no_space)
+            more.submit([Change(ChangeKind.WRITE, 4096, 512, memoryview(b"kept" + bytes(508)))])
+            more.hurry()
+            await until(lambda: group.members[2].volume is None)
+            (site.root / "more.raw").rename(site.root / "elsewhere.raw")
+        assert "MemberFailed" in condition_types(group) or "MemberMissing" in condition_types(group)
+        for number in range(96):
+            write(group, 0, bytes([number]) * 2**18)
+            await until(lambda: not volume_of(group).congested)
+        await until(lambda: "WritesSetAside" in condition_types(group))
+        await until(lambda: group.spool.head_lsn - group.spool.released_lsn < 8 * 2**20)
+        await site.kill(group)
+        again = site.group()
+        await again.start()
+        assert {"MemberMissing", "WritesSetAside"} <= condition_types(again)
+        (site.root / "elsewhere.raw").rename(site.root / "more.raw")
+        await until(lambda: again.members[2].volume is not None)
+        back = again.members[2].volume
+        assert back is not None
+        assert back.read_blocking(4096, 512)[:4] == b"kept"
+        assert (site.root / "more.raw").read_bytes()[4096:4100] == b"kept"
+        await protected(again)
+        assert "WritesSetAside" not in condition_types(again)
+
+    run(tmp_path, story)
+
+
 def _break(patches: pytest.MonkeyPatch, failure: str) -> None:
     """Break the spool's disk: its syncs fail, or its appends of data do."""
     real_sync, real_write = os.fdatasync, os.pwritev
@@ -661,7 +771,8 @@ def test_what_a_failed_file_lacks_stays_in_the_spool(tmp_path: Path, monkeypatch
             full.setattr(Volume, "_apply_blocking", _no_space)
             write(group, 4096, b"kept" + bytes(508))
             volume_of(group).hurry()
-            await until(lambda: volume_of(group).error is not None)
+            await until(lambda: group.members[1].volume is None)
+            assert "MemberFailed" in condition_types(group)
             await group.stop()
             site.groups.clear()
         again = site.group()

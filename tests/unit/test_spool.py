@@ -366,7 +366,8 @@ def test_a_failed_sync_is_told_once_to_every_waiter_and_never_tried_again(
     life.run_until(lambda: len(told) == 5)
     assert sorted(told) == [(number, errno.EIO) for number in range(5)]
     assert [error.errno for error in life.failures] == [errno.EIO]
-    life.spool.append([write(b"x")])
+    with pytest.raises(OSError, match="Input/output error"):
+        life.spool.append([write(b"x")])
     life.spool.when_durable(life.spool.head_lsn, lambda error: told.append((9, error.errno)))
     assert told[-1] == (9, errno.EIO)
     assert len(calls) == 1

@@ -20,6 +20,7 @@ from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec,
 from dpac_engine.control import group_state, group_status
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.group_state import GroupState, LegMemory
+from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.member import DirectoryFactory, Member
 from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, decode_mark
@@ -68,6 +69,10 @@ class Group:
         self.members: dict[int, Member] = {}
         self.legs: dict[str, Shipper] = {}
         self.journal_error: str = ""
+        self.store_error: str = ""
+        self.held = False
+        """Clients are held back: the spool is full."""
+        self._return = JournalReturn(self)
         self._since: dict[str, datetime] = {}
         self._changes: deque[_Change] = deque()
         self._marked_lsn = 0
@@ -86,6 +91,11 @@ class Group:
     def shard_uid(self) -> str:
         """The shard."""
         return self.assignment.shard_uid
+
+    @property
+    def shard_tag(self) -> int:
+        """The shard, as records name it."""
+        return int.from_bytes(bytes.fromhex(self.shard_uid)[:4], "little")
 
     @property
     def epochs(self) -> list[tuple[int, int]]:
@@ -159,7 +169,7 @@ class Group:
         )
         if self.assignment.epoch != self.state.epochs[-1][0]:
             raise Invalid(f"Epoch {self.assignment.epoch} was assigned, but this host has {self.state.epochs[-1][0]}.")
-        tag = int.from_bytes(bytes.fromhex(self.shard_uid)[:4], "little")
+        tag = self.shard_tag
         records = list(spool_module.scan(self.folder / "spool", self.state.scan_lsn, tag, self.state.scan_incarnation))
         while records and records[-1][0].flags & Flags.RUN_CONTINUES:
             records.pop()  # its run was cut short by the crash: none of it counts
@@ -376,8 +386,12 @@ class Group:
                         await member.attach()
                 for member in list(self.members.values()):
                     await member.sync()
-                self._hold_quota()
+                    await member.give_up_failed()
+                await self._return.attempt(self._loop.time())
+                await self._hold_quota()
                 await self._store()
+            except OSError as error:
+                self._not_stored(error)
             except Exception:
                 log.exception("upkeep of group %s failed", self.assignment.name)
 
@@ -389,11 +403,29 @@ class Group:
             self.state.scan_incarnation = self.state.incarnation
         self.state.stamp = self.stamp()
         cursors = [leg.memory.cursor for leg in self.legs.values() if not leg.memory.lost]
-        await asyncio.to_thread(self._store_state)
+        await self.store_state()
+        self.store_error = ""
         keep = min([self.state.scan_lsn, *cursors])
         while self._changes and self._changes[0].end_lsn <= keep:
             self._changes.popleft()
         self.spool.release(keep)
+
+    async def store_state(self) -> None:
+        """Make `state` durable. Raises OSError."""
+        await asyncio.to_thread(self._store_state)
+
+    def _not_stored(self, error: OSError) -> None:
+        """Without its state stored nothing of the spool can be recycled: the disk is full, most likely."""
+        message = f"{self.folder} cannot be written: {error.strerror or error}"
+        if message != self.store_error:
+            log.error("group %s: %s", self.assignment.name, message)
+        self.store_error = message
+
+    def began_anew(self, head_lsn: int) -> None:
+        """The journal begins anew at `head_lsn` (`journal_return.py`)."""
+        self._opened_lsn = self._marked_lsn = head_lsn
+        self._changed_since_ns = self.stamp()
+        self._changes.clear()
 
     def _store_state(self) -> None:
         with self._storing:
@@ -406,12 +438,16 @@ class Group:
         except OSError as error:
             log.error("group %s cannot store its state: %s", self.assignment.name, error)
 
-    def _hold_quota(self) -> None:
-        """Near the spool's limit: first hurry the volumes, slow the clients; at the limit let the slowest leg go."""
+    async def _hold_quota(self) -> None:
+        """Near the spool's limit: first hurry the volumes and set aside what is kept for those that are away, slow the
+        clients; at the limit let the slowest leg go."""
         limit, used = self.assignment.spec.journal.spool_max.bytes, self.spool.head_lsn - self.spool.released_lsn
         unapplied = self.spool.head_lsn - min([self.spool.head_lsn, *(m.applied_lsn for m in self.members.values())])
-        for member in self.members.values():
-            member.press(used > limit // 2, unapplied > limit - 2 * FILE_BYTES)
+        self.held = unapplied > limit - 2 * FILE_BYTES
+        for member in list(self.members.values()):
+            member.press(used > limit // 2, self.held)
+            if used > limit // 2:
+                await member.let_spool_go()
         if used <= limit - 2 * FILE_BYTES:
             return
         for leg in self.legs.values():
@@ -429,6 +465,7 @@ class Group:
             return
         self.journal_error = f"the spool {self.folder / 'spool'} failed: {error.strerror}"
         log.error("group %s: %s", self.assignment.name, self.journal_error)
+        self._return.failed(self._loop.time())
         for member in self.members.values():
             member.write_through()
 

@@ -27,6 +27,8 @@ class MemberMemory(msgspec.Struct):
     """Where `content` rose: the log before it does not tell what is after it."""
     void_incarnation: int = 0
     """Records up to this incarnation are not replayed: the journal failed in it, and the file went on without."""
+    aside_lsn: int = 0
+    """Its records before this LSN are not replayed from the spool: they were set aside (`io/unapplied.py`)."""
     signature: tuple[int, int, int] | None = None
     """Volumes: how the file was left by a clean detach (size, mtime, inode)."""
 

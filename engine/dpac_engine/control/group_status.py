@@ -77,8 +77,10 @@ def of(group: Group) -> GroupStatus:
     copied = bool(legs) and all(leg.latest_checkpoint is not None for leg in legs.values())
     attached = all(member.state == "Attached" for member in members.values())
     return GroupStatus(
-        data_state=max((leg.data_state for leg in legs.values()), key=_WORST.index, default=DataState.CONTINUOUS),
-        sla_state=SlaState.RPO_NOT_MET if late else _history(group),
+        data_state=DataState.STALLED
+        if group.journal_error
+        else max((leg.data_state for leg in legs.values()), key=_WORST.index, default=DataState.CONTINUOUS),
+        sla_state=SlaState.RPO_NOT_MET if late or group.journal_error else _history(group),
         protected=seeded and copied and attached and not late and not group.journal_error,
         seeded=seeded,
         checkpoint_sequence=group.state.sequence,
@@ -165,8 +167,22 @@ def _conditions(group: Group) -> Iterator[Condition]:
         yield condition(
             "JournalFailed",
             "group",
-            f"{group.journal_error}. Writes go straight to the volumes and are not protected. Replace the disk and "
-            "restart the backend.",
+            f"{group.journal_error}. Writes go straight to the volumes and are not protected. Make room on its disk, or "
+            "replace it; the group then journals again by itself, and its targets are copied anew.",
+        )
+    elif group.store_error:
+        yield condition(
+            "StateNotStored",
+            "group",
+            f"{group.store_error}. Changes are journalled, but the journal's space cannot be used again. Make room there.",
+        )
+    if group.held and not group.journal_error:
+        yield condition(
+            "SpoolFull",
+            "group",
+            f"The spool has reached its limit ({group.assignment.spec.journal.spool_max}): clients are slowed to what the "
+            "volumes' files take. Use a faster disk for them, or raise `spool_max`.",
+            "warning",
         )
     if not group.legs:
         yield condition(
@@ -180,7 +196,23 @@ def _conditions(group: Group) -> Iterator[Condition]:
             kind = "MemberMissing" if member.error.code == "not_found" else "MemberFailed"
             yield condition(kind, f"member/{member.name}", member.error.message)
         yield from member.conditions()
+        if member.set_aside_bytes:
+            yield condition(
+                "WritesSetAside",
+                f"member/{member.name}",
+                f"{member.set_aside_bytes} bytes of acknowledged changes wait on this host for {member.spec.path}: they are brought "
+                "to it when it comes back, before anybody may use it. Until then they lie here only.",
+                "warning",
+            )
     for leg in group.legs.values():
         if leg.error is not None:
             kind = next(name for error, name in _TARGET_CONDITIONS.items() if isinstance(leg.error, error))
             yield condition(kind, f"leg/{leg.name}", leg.error.message)
+        if leg.memory.lost or leg.data_state == DataState.FULL_RESYNC:
+            yield condition(
+                "FullResync",
+                f"leg/{leg.name}",
+                f"The journal no longer holds all that target {leg.spec.target} lacks, or a member was changed unseen: the group "
+                "is copied there anew. Checkpoints from before stay; there are none of the time between.",
+                "warning",
+            )

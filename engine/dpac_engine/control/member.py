@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +18,11 @@ from dpac_engine.control.moments import nanoseconds
 from dpac_engine.control.shipper import MemberInfo
 from dpac_engine.core.checkpoints import CutBody
 from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode_key_change
+from dpac_engine.io import spool as spool_module
+from dpac_engine.io.files import sync_folder
 from dpac_engine.io.members.volume import Signature, Volume, signature_of
 from dpac_engine.io.spool import Entry, Spool
+from dpac_engine.io.unapplied import Record, read_aside, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +138,7 @@ class Member:
         self._attaching = asyncio.Lock()
         self._unapplied_lsn: int | None = None
         self._folder = folder
-        self._found: list[tuple[Header, memoryview]] = []
+        self._found: list[Record] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.memory = state.members.setdefault(
             self.ordinal, MemberMemory(identity.uid, spec.kind, spec.path, spool.head_lsn)
@@ -152,7 +156,8 @@ class Member:
 
     def found(self, header: Header, payload: memoryview) -> None:
         """Take back a record from the spool, before the first `attach`, in order."""
-        self._found.append((header, payload))
+        if header.next_lsn > self.memory.aside_lsn:
+            self._found.append((header, payload))
 
     def respecify(self, name: str, spec: MemberSpec) -> None:
         """Take a changed declaration: a volume grows; the rest is taken at the next attach."""
@@ -170,7 +175,7 @@ class Member:
     async def _attach(self) -> None:
         try:
             if isinstance(self.spec, VolumeSpec):
-                self._attach_volume(self.spec)
+                await self._attach_volume(self.spec)
             else:
                 await self._attach_directory(self.spec)
             self.error, self._found = None, []
@@ -184,7 +189,7 @@ class Member:
             log.warning("member %s: %s", self.name, error.message)
         self.error = error
 
-    def _attach_volume(self, spec: VolumeSpec) -> None:
+    async def _attach_volume(self, spec: VolumeSpec) -> None:
         path = Path(spec.path)
         before = signature_of(path)
         known = self.memory.signature
@@ -194,6 +199,9 @@ class Member:
             raise NotFound(f"{path} was protected and is missing now. Bring it back, or restore it (`dpac restore`).")
         volume = Volume(path, self.ordinal, self._spool, asyncio.get_running_loop(), self._executor, self._pending_max)
         try:
+            if self._is_behind:
+                # Now, not behind the clients' backs: if the file still cannot take it, they must not be let in.
+                await asyncio.to_thread(self._catch_up, volume)
             for header, _ in self._found:
                 if header.incarnation > self.memory.void_incarnation:
                     volume.recover(header)
@@ -212,6 +220,81 @@ class Member:
         self.memory.content_began = True
         self.volume = volume
         self._tasks = [asyncio.create_task(volume.write_behind(), name=f"write-behind-{self.name}")]
+
+    # ------------------------------------------------------------------ what the file lacks
+
+    @property
+    def _aside(self) -> Path:
+        return self._folder / "unapplied"
+
+    @property
+    def _is_behind(self) -> bool:
+        """An earlier attachment left changes that the file does not have."""
+        return self._unapplied_lsn is not None or self._aside.exists()
+
+    def _catch_up(self, volume: Volume) -> None:
+        """Bring what was set aside, and what an attachment that failed left in the spool, to the file. Blocks."""
+        volume.take(record for record in read_aside(self._aside) if self._counts(record))
+        if self._unapplied_lsn is not None:
+            volume.take(self._left_in_spool(self._unapplied_lsn))
+        if self._aside.exists():
+            os.unlink(self._aside)
+            sync_folder(self._aside.parent)
+        self._unapplied_lsn = None
+
+    def _left_in_spool(self, from_lsn: int) -> Iterator[Record]:
+        tag = self._spool.identity.shard_tag
+        for record in spool_module.scan(self._spool.folder, from_lsn, tag, 0):
+            if self._counts(record) and record[0].next_lsn > self.memory.aside_lsn:
+                yield record
+
+    def _counts(self, record: Record) -> bool:
+        return record[0].member == self.ordinal and record[0].incarnation > self.memory.void_incarnation
+
+    async def let_spool_go(self) -> None:
+        """Set aside what the spool holds for this volume, which cannot take it now: the others need the room. Raises OSError."""
+        if not self.pins:
+            return
+        head_lsn, from_lsn = self._spool.head_lsn, self.applied_lsn
+
+        def store() -> None:
+            before = [record for record in read_aside(self._aside) if self._counts(record)]
+            found = [record for record in self._found if self._counts(record)]
+            set_aside(self._aside, [*before, *(found or self._left_in_spool(from_lsn))])
+
+        await asyncio.to_thread(store)
+        self.memory.aside_lsn, self._unapplied_lsn, self._found = head_lsn, None, []
+        log.warning("member %s: changes that its file lacks were set aside in %s", self.name, self._aside)
+
+    @property
+    def pins(self) -> bool:
+        """It is a volume that is away, and the spool holds changes for it."""
+        return not self.attached and isinstance(self.spec, VolumeSpec) and self.applied_lsn < self._spool.head_lsn
+
+    async def leave_journal(self) -> None:
+        """Before the journal begins anew: nothing of this member may depend on the old one. Raises OSError."""
+        if self.directory is not None:
+            await self.detach()
+        self._found = [] if not isinstance(self.spec, VolumeSpec) else self._found
+        await self.let_spool_go()
+
+    def journalled_again(self) -> None:
+        """The journal works again: what was written meanwhile is in no log."""
+        if self.volume is not None and self.volume.bypass:
+            self.volume.journalled_again()
+            self._content_changed()
+
+    async def give_up_failed(self) -> None:
+        """Let go of a volume whose file failed: it is attached again once the file takes what it lacks."""
+        if self.volume is not None and self.volume.error is not None:
+            error = self.volume.error
+            await self.detach()
+            self._fail(
+                DpacError(
+                    f"{self.spec.path} failed: {error.strerror or error}. Its clients were disconnected; what they wrote is kept. "
+                    "Look at the disk it lies on; it is attached again by itself."
+                )
+            )
 
     def _content_changed(self) -> None:
         self.memory.content += 1
@@ -245,7 +328,7 @@ class Member:
         self._tasks = []
         if self.volume is not None:
             volume, self.volume = self.volume, None
-            self._unapplied_lsn = min(volume.synced_lsn, volume.low_lsn)
+            self._unapplied_lsn = None if volume.bypass else min(volume.synced_lsn, volume.low_lsn)
             self.memory.signature = await volume.stop()
             if self.memory.signature is not None:
                 self._unapplied_lsn = None
@@ -307,6 +390,11 @@ class Member:
     def conditions(self) -> list[Condition]:
         """What a person should know of an attached member."""
         return self.directory.conditions(f"member/{self.name}") if self.directory is not None else []
+
+    @property
+    def set_aside_bytes(self) -> int:
+        """Acknowledged changes that wait in a file of their own for the volume to come back."""
+        return self._aside.stat().st_size if self._aside.exists() else 0
 
     def info(self) -> MemberInfo:
         """What legs need of it."""

@@ -117,6 +117,16 @@ class Spool:
         self._thread = threading.Thread(target=self._commit, name=f"commit-{folder.parent.name[:8]}", daemon=True)
         self._thread.start()
 
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self._folder
+
+    @property
+    def identity(self) -> Identity:
+        """Whose records it appends."""
+        return self._identity
+
     # ------------------------------------------------------------------ append
 
     def append(self, entries: Sequence[Entry]) -> list[int]:
@@ -124,6 +134,8 @@ class Spool:
 
         Raises the OSError of a disk that is full or broken; then none of them counts, and the journal has failed.
         """
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror)
         try:
             lsns, head_lsn = self._append(entries)
         except OSError as error:
@@ -315,15 +327,51 @@ class Spool:
         while not released and len(self._spares) > SPARE_FILES:
             self._spares.pop().unlink()
 
-    def stop(self) -> None:
-        """Make what was appended durable and end the commit thread."""
+    def begin_anew(self, identity: Identity, head_lsn: int) -> None:
+        """After a failure: drop every file and go on in fresh ones from `head_lsn`, the begin of a file. Blocks.
+
+        Nothing else uses the spool meanwhile. Raises the OSError of a disk that still does not take files; then it
+        has failed as before, and can be tried again.
+        """
+        self._end_threads()
+        for index in list(self._files):
+            file = self._files.pop(index)
+            file.close()
+            file.path.unlink(missing_ok=True)
+        for spare in self._folder.glob("*.spare"):
+            spare.unlink()
+        first, spare = (
+            self._folder / f"{head_lsn // FILE_BYTES:016x}.spool",
+            self._folder / f"new-{head_lsn:016x}.spare",
+        )
+        try:
+            for path in (first, spare):  # two: where the next one does not fit, it would fail again soon
+                _allocate(path)
+        except OSError:
+            first.unlink(missing_ok=True)
+            spare.unlink(missing_ok=True)
+            raise
+        self._spares = [spare]
+        self._identity = identity
+        self.head_lsn = self.durable_lsn = self.released_lsn = self._wanted_lsn = head_lsn
+        self._files[head_lsn // FILE_BYTES] = _File(first, head_lsn // FILE_BYTES)
+        self._error, self._stopping = None, False
+        self._thread = threading.Thread(target=self._commit, name=self._thread.name, daemon=True)
+        self._thread.start()
+
+    def _end_threads(self) -> None:
         with self._wake:
-            self._wanted_lsn = max(self._wanted_lsn, self.head_lsn)
             self._stopping = True
             self._wake.notify()
         self._thread.join()
         if (sparing := self._sparing) is not None:
             sparing.join()
+
+    def stop(self) -> None:
+        """Make what was appended durable and end the commit thread."""
+        with self._wake:
+            self._wanted_lsn = max(self._wanted_lsn, self.head_lsn)
+        self._end_threads()
         self.durable_lsn = self.head_lsn if self._error is None else self.durable_lsn
         for file in self._files.values():
             file.close()

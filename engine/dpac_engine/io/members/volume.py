@@ -10,7 +10,7 @@ import asyncio
 import fcntl
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -135,6 +135,18 @@ class Volume:
         elif header.kind in (Kind.WRITE, Kind.ZERO, Kind.TRIM):
             self.synced_lsn = min(self.synced_lsn, header.lsn)
             self._enter(_Pending(header.lsn, header.kind, header.offset, header.length, header.lsn + HEADER_BYTES, 0.0))
+
+    def take(self, changes: Iterable[tuple[Header, memoryview]]) -> None:
+        """Bring changes that an earlier attachment was not able to apply to the file, durably, in LSN order. Blocks; before
+        any client. Raises OSError."""
+        for header, payload in changes:
+            if header.kind == Kind.RESIZE:
+                self._set_size(header.length)
+            elif header.kind == Kind.WRITE:
+                write_all(self._fd, [payload], header.offset)
+            elif header.kind in (Kind.ZERO, Kind.TRIM):
+                punch_hole(self._fd, header.offset, min(header.length, self.size_bytes - header.offset))
+        os.fdatasync(self._fd)
 
     def resize(self, size_bytes: int) -> int:
         """Record the device's size, grown if it is smaller; returns the LSN after the record. Never shrinks."""
@@ -485,6 +497,12 @@ class Volume:
         self._pending.clear()
         self.pending_bytes = 0
         self._overlay = Overlay()
+
+    def journalled_again(self) -> None:
+        """The journal works again: what is written from here on is in it. The size is told anew."""
+        self.bypass = False
+        self.synced_lsn = self._spool.head_lsn
+        self.resize(self.size_bytes)
 
     def _write_through(self, changes: Sequence[Change]) -> None:
         try:
