@@ -98,10 +98,9 @@ class LiveSite(Backend):
     def protect(
         self, group: str, members: dict[str, Any], *, rpo: str = "1s", journal: dict[str, str] | None = None
     ) -> None:
-        """Declare a group with a leg to `copies`, and wait until it is protected."""
-        copies = self.folder / "copies"
-        if not copies.is_dir():
-            self.dpac("target", "add", "copies", "--path", str(copies))
+        """Declare a group with a leg to `copies`, a folder unless there is such a target, and wait until it is protected."""
+        if not any(target.name == "copies" for target in self.rest.targets()):
+            self.dpac("target", "add", "copies", "--path", str(self.folder / "copies"))
         declaration = self.folder / f"{group}.yaml"
         declaration.write_text(
             yaml.safe_dump(
