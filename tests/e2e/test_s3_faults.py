@@ -92,7 +92,6 @@ class Shop:
         assert says in condition.message
         assert condition.severity == "error"
         assert kind in self.site.dpac("status", "shop").stdout
-        assert not self.status().protected or self.status().legs["copies"].lag_seconds <= 1
 
     def has_caught_up(self, *written: tuple[int, bytes]) -> None:
         """By itself: the condition goes, and a checkpoint at the target holds what was written meanwhile."""
@@ -124,15 +123,6 @@ def test_throttling_is_told_and_passes(shop: Shop, proxy: FaultyProxy) -> None:
     proxy.fault = refused(503, "SlowDown")
     written = shop.writes()
     shop.is_told("TargetUnavailable", "the server throttles (HTTP 503, SlowDown)")
-    proxy.fault = None
-    shop.has_caught_up(written)
-
-
-def test_a_server_that_fails_is_told_and_passes(shop: Shop, proxy: FaultyProxy) -> None:
-    """HTTP 500 to everything."""
-    proxy.fault = refused(500, "InternalError")
-    written = shop.writes()
-    shop.is_told("TargetUnavailable", "InternalError")
     proxy.fault = None
     shop.has_caught_up(written)
 
