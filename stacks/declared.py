@@ -17,6 +17,7 @@ import dpac
 
 _Arguments = TypeVar("_Arguments")
 _MEMBERS: dict[str, Any] = {"volume": dpac.Volume, "directory": dpac.Directory}
+_LEGS: dict[str, Any] = {"async": dpac.Async, "sync": dpac.Sync}
 _ROOT = Path(__file__).resolve().parent.parent
 """The project, in which relative paths begin: so a stack's file can be the same in every checkout."""
 Target = dpac.FilesystemTarget | dpac.S3Target
@@ -80,15 +81,18 @@ def _member(where: str, spec: Mapping[str, Any]) -> dpac.Volume | dpac.Directory
     return cast(dpac.Volume | dpac.Directory, _arguments(where, kind, given))
 
 
-def _leg(where: str, spec: Mapping[str, Any], targets: Mapping[str, Target]) -> dpac.Async:
+def _leg(where: str, spec: Mapping[str, Any], targets: Mapping[str, Target]) -> dpac.Async | dpac.Sync:
     given = dict(spec)
+    mode = given.pop("mode", "async")
+    if mode not in _LEGS:
+        raise Mistake(f"{where}.mode must be one of {', '.join(_LEGS)}, not {mode!r}.")
     # A target of this stack is made first; any other name is one the site knows already.
     given["to"] = targets.get(str(given.get("to")), given.get("to"))
     if given["to"] is None:
         raise Mistake(f"{where}.to is missing; name a target.")
     if "retention" in given:
         given["retention"] = _arguments(f"{where}.retention", dpac.Retention, given["retention"])
-    return _arguments(where, dpac.Async, given)
+    return cast(dpac.Async | dpac.Sync, _arguments(where, _LEGS[mode], given))
 
 
 def _arguments(where: str, kind: type[_Arguments], spec: Any) -> _Arguments:

@@ -14,7 +14,7 @@ Every argument is described in docs/pulumi.md.
 """
 
 from dpac.acts import Checkpoint, Drill, Ready
-from dpac.arguments import Async, Directory, Encryption, Journal, Retention, Site, Volume
+from dpac.arguments import Async, Directory, Encryption, Journal, Retention, Site, Sync, Volume
 from dpac.group import Member, ProtectionGroup
 from dpac.lookup import GroupView, get_checkpoints, get_group, get_target
 from dpac.target import FilesystemTarget, S3Target
@@ -34,6 +34,7 @@ __all__ = [
     "Retention",
     "S3Target",
     "Site",
+    "Sync",
     "Volume",
     "get_checkpoints",
     "get_group",

@@ -121,11 +121,42 @@ class Async:
 
     def inputs(self, what: str) -> dict[str, Any]:
         """As the provider takes it, the target by name; `what` is where it stands, for messages."""
-        held = given(self)
-        del held["to"]
-        if optional(f"{what}.retention", self.retention, Retention) is not None:
-            held["retention"] = given(self.retention)
-        return {"mode": "async", "target": name_of(self.to), **held}
+        return {"mode": "async", **_leg(self, what)}
+
+
+@dataclass(frozen=True)
+class Sync:
+    """A leg whose target has what was acknowledged: the application waits for it, so nothing of that is ever lost.
+
+    The target is a file system: another disk or a network mount. Until its first copy is there, the leg works as `Async` does.
+    """
+
+    to: TargetComponent | pulumi.Input[str] | pulumi.Output[Target]
+    """The target: one that this program declares, the name of another, or what `get_target` found."""
+    acknowledge: pulumi.Input[str] | None = None
+    """What waits for the target: `flush` (the default), every FLUSH and FUA; `write`, every change."""
+    timeout: pulumi.Input[str] | None = None
+    """How long the target may take to answer before it counts as lost (`5s`)."""
+    on_loss: pulumi.Input[str] | None = None
+    """Once it is lost: `async` (the default) notes the loss and goes on without it; `stop` holds what waits until it is back."""
+    rpo: pulumi.Input[str] | None = None
+    """The most that may be lost while the leg is not in sync, such as `15s` (the default)."""
+    retention: Retention | None = None
+    """What is kept beyond the journal's history; nothing if it is not given."""
+    compression_level: pulumi.Input[int] | None = None
+    """zstd level of what is stored, 1 to 19 (3)."""
+
+    def inputs(self, what: str) -> dict[str, Any]:
+        """As the provider takes it, the target by name; `what` is where it stands, for messages."""
+        return {"mode": "sync", **_leg(self, what)}
+
+
+def _leg(leg: Async | Sync, what: str) -> dict[str, Any]:
+    held = given(leg)
+    del held["to"]
+    if optional(f"{what}.retention", leg.retention, Retention) is not None:
+        held["retention"] = given(leg.retention)
+    return {"target": name_of(leg.to), **held}
 
 
 def given(arguments: Any) -> dict[str, Any]:

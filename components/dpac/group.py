@@ -8,7 +8,7 @@ from typing import Any
 
 import pulumi
 
-from dpac.arguments import Async, Directory, Encryption, Journal, Site, Volume, each, given, optional
+from dpac.arguments import Async, Directory, Encryption, Journal, Site, Sync, Volume, each, given, optional
 from dpac.component import Component, site_name, without_none
 from dpac.target import TargetComponent
 from dpac_provider import resources
@@ -53,7 +53,7 @@ class ProtectionGroup(Component):
         resource_name: str,
         *,
         members: Mapping[str, Volume | Directory],
-        replication: Mapping[str, Async] | None = None,
+        replication: Mapping[str, Async | Sync] | None = None,
         journal: Journal | None = None,
         encryption: Encryption | None = None,
         labels: Mapping[str, pulumi.Input[str]] | None = None,
@@ -67,7 +67,7 @@ class ProtectionGroup(Component):
 
         :param resource_name: The resource's name in the program.
         :param members: What is recovered together, by name.
-        :param replication: The legs, by name: where the journal is shipped to, and within which RPO.
+        :param replication: The legs (`Async` or `Sync`), by name: where the journal goes, and what waits for it.
         :param journal: How far back every second can be recovered, and the space that may take.
         :param encryption: Who beside the site can open the recovery points: escrow keys.
         :param labels: What the group is, for people and policies: `{"environment": "production"}`.
@@ -80,7 +80,7 @@ class ProtectionGroup(Component):
         """
         what = f"ProtectionGroup {resource_name!r}"
         parts = each(f"{what}: members", members, Volume, Directory)
-        legs = each(f"{what}: replication", replication or {}, Async)
+        legs = each(f"{what}: replication", replication or {}, Async, Sync)
         history = optional(f"{what}: journal", journal, Journal)
         keys = optional(f"{what}: encryption", encryption, Encryption)
         super().__init__(resource_name, opts)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dpac_engine.control.repositories import TargetRecovery
     from dpac_engine.control.site import Site
     from dpac_engine.control.worker_process import WorkerParts
-    from dpac_engine.core.ports import Store
+    from dpac_engine.core.ports import Store, TailStore
     from dpac_engine.io.blueprints.blueprint import Blueprint
     from dpac_engine.io.keys import Keyring
     from dpac_engine.io.members.directory import DirectoryMember
@@ -80,6 +80,17 @@ def open_repository_store(target: TargetSpec, group_uid: str, retry_seconds: flo
     from dpac_engine.io.stores.prefixed import PrefixedStore
 
     return PrefixedStore(open_store(target, retry_seconds), group_prefix(group_uid))
+
+
+def open_tails(target: TargetSpec, group_uid: str) -> TailStore:
+    """Where a sync leg appends; Unsupported if the target is none that can be appended to."""
+    from dpac_api.models import FilesystemTargetSpec
+    from dpac_engine.control.repositories import group_prefix
+    from dpac_engine.io.stores.tails import FilesystemTails
+
+    if not isinstance(target, FilesystemTargetSpec):
+        raise Unsupported(f"A sync leg needs a file system, and {target.location} is none. Use an async leg to it.")
+    return FilesystemTails(Path(target.path), group_prefix(group_uid))
 
 
 def reader_opener(keyring: Keyring) -> Callable[[str, TargetSpec], RepositoryReader]:
@@ -135,7 +146,10 @@ def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[W
     def compactor(assignment: WorkerAssignment, leg: LegSpec) -> Compaction:
         return Compaction(assignment.spec.journal, leg)
 
-    deps = GroupDeps(clock, executor, open_writer, compactor, directory)
+    def tails(assignment: WorkerAssignment, target: TargetSpec) -> TailStore:
+        return open_tails(target, assignment.group_uid)
+
+    deps = GroupDeps(clock, executor, open_writer, compactor, directory, tails)
     return lambda assignment: Group(assignment, site.group(assignment.group_uid), deps)
 
 
@@ -187,6 +201,7 @@ def load_worker() -> None:
         "io.repository",
         "io.stores.filesystem",
         "io.stores.prefixed",
+        "io.stores.tails",
     ):
         import_module(f"dpac_engine.{name}")
 

@@ -86,7 +86,7 @@ def _path(location: tuple[int | str, ...], given: Any) -> str:
         if part == "[key]":
             continue
         if isinstance(value, Mapping):
-            if part not in value and any(value.get(tag) == part for tag in _TAGS):
+            if part not in value and (part == "async" or any(value.get(tag) == part for tag in _TAGS)):
                 continue
             value = value.get(part)
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):

@@ -112,6 +112,9 @@ def _lacking_legs(status: GroupStatus, until: str) -> list[str]:
             lacking.append(
                 f"leg {name} to {leg.target} lags {leg.lag_seconds:.0f}s, its RPO is {leg.rpo_seconds:g}s{said}"
             )
+        elif until == "protected" and leg.mode == "sync" and not leg.in_sync:
+            why = f": {leg.sync.reason.rstrip('.')}" if leg.sync and leg.sync.reason else ""
+            lacking.append(f"leg {name} to {leg.target} is not in sync{why}")
     return lacking
 
 

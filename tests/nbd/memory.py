@@ -17,6 +17,7 @@ class MemoryExport:
 
     def __init__(self, size_bytes: int = 2**20, *, read_only: bool = False) -> None:
         self.size_bytes = size_bytes
+        self.durable_acks = False
         self.read_only = read_only
         self.data = bytearray(size_bytes)
         self.durable = bytes(size_bytes)

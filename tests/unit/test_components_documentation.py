@@ -26,6 +26,7 @@ MODEL = {
     "Encryption": models.EncryptionSpec,
     "FilesystemTarget": inputs.FilesystemTargetInputs,
     "S3Target": inputs.S3TargetInputs,
+    "Sync": models.SyncLegSpec,
     "ProtectionGroup": inputs.GroupInputs,
     "Ready": inputs.ReadyInputs,
     "Checkpoint": inputs.CheckpointInputs,
@@ -58,7 +59,7 @@ def test_every_argument_is_documented_and_no_other(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODEL))
 def test_a_component_offers_what_its_model_carries(name: str) -> None:
     """No option that the models do not carry, and none of theirs left out."""
-    renamed = {"to": "target"} if name == "Async" else {}
+    renamed = {"to": "target"} if name in ("Async", "Sync") else {}
     offered = {renamed.get(argument, argument) for argument in _arguments(name)} - {"opts"}
     assert offered == set(MODEL[name].model_fields) - NOT_WRITTEN
 
@@ -66,7 +67,7 @@ def test_a_component_offers_what_its_model_carries(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODEL))
 def test_documented_defaults_are_those_of_the_models(name: str) -> None:
     """A default in code font is the model's."""
-    renamed = {"to": "target"} if name == "Async" else {}
+    renamed = {"to": "target"} if name in ("Async", "Sync") else {}
     for argument, cells in _table(name).items():
         if argument != "opts" and len(cells) == 2 and re.fullmatch(r"`[^`(]+`", cells[0]):
             default: Any = MODEL[name].model_fields[renamed.get(argument, argument)].default

@@ -24,7 +24,7 @@ from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
-from dpac_engine.core.ports import TargetMissing
+from dpac_engine.core.ports import TailStore, TargetMissing
 from dpac_engine.core.segment import SegmentKind
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.clock import SystemClock
@@ -147,7 +147,10 @@ class Site:
         def directory(spec: Any, journal: Any, folder: Path) -> DirectoryMember:
             return DirectoryMember(Path(spec.path), journal, SystemClock(), folder, None)
 
-        deps = GroupDeps(SystemClock(), self.executor, open_writer, compactor, directory)
+        def open_tails(assignment: WorkerAssignment, target: TargetSpec) -> TailStore:
+            raise AssertionError("no leg of these groups is sync")
+
+        deps = GroupDeps(SystemClock(), self.executor, open_writer, compactor, directory, open_tails)
         self.groups.append(Group(self.assignment(**changes), self.folder, deps))
         return self.groups[-1]
 

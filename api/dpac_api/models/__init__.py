@@ -38,7 +38,7 @@ from dpac_api.models.groups import (
     Role,
     VolumeSpec,
 )
-from dpac_api.models.legs import AsyncLegSpec, LegSpec, RetentionSpec
+from dpac_api.models.legs import AsyncLegSpec, LegSpec, RetentionSpec, SyncLegSpec
 from dpac_api.models.mounts import Mount, MountRequest
 from dpac_api.models.operations import (
     CheckpointRun,
@@ -58,7 +58,16 @@ from dpac_api.models.operations import (
     VerifyRequest,
 )
 from dpac_api.models.site import API_VERSION, API_VERSION_OLDEST, NewToken, SiteInfo, TokenInfo
-from dpac_api.models.status import Condition, DataState, GroupStatus, LegStatus, MemberStatus, SlaState
+from dpac_api.models.status import (
+    Condition,
+    DataState,
+    GroupStatus,
+    LegStatus,
+    MemberStatus,
+    SlaState,
+    SyncStatus,
+    WaitHistogram,
+)
 from dpac_api.models.targets import (
     FilesystemTargetSpec,
     PutTarget,
@@ -124,6 +133,8 @@ __all__ = [
     "SiteInfo",
     "SlaState",
     "SpareObject",
+    "SyncLegSpec",
+    "SyncStatus",
     "Tag",
     "Target",
     "TargetCheck",
@@ -134,5 +145,6 @@ __all__ = [
     "VerifyReport",
     "VerifyRequest",
     "VolumeSpec",
+    "WaitHistogram",
     "target_spec_of",
 ]

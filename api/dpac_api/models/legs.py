@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from dpac_api.models.fields import Model, Name, bounded
 from dpac_api.quantities import Duration
@@ -40,4 +40,37 @@ class AsyncLegSpec(Model):
     compression_level: int = Field(default=3, ge=1, le=19, description="zstd level of what this leg stores.")
 
 
-LegSpec = AsyncLegSpec
+class SyncLegSpec(Model):
+    """A leg whose target has what was acknowledged: the application waits for it."""
+
+    mode: Literal["sync"] = "sync"
+    target: Name = Field(description="The target's name on this site; it must be a file system.")
+    acknowledge: Literal["flush", "write"] = Field(
+        default="flush",
+        description="What waits for the target: `flush`, every FLUSH and FUA; `write`, every change.",
+    )
+    timeout: Annotated[Duration, bounded("100ms", "10m")] = Field(
+        default=Duration("5s"), description="How long the target may take to answer before it counts as lost."
+    )
+    on_loss: Literal["async", "stop"] | None = Field(
+        default=None,
+        description="Once the target is lost: `async` (also if it is not said) notes the loss and goes on without it, "
+        "`stop` holds what waits until the target is back.",
+    )
+    rpo: Annotated[Duration, bounded("1s", "7d")] = Field(
+        default=Duration("15s"),
+        description="The most that may be lost while the leg is not in sync: the age of the newest change not yet there.",
+    )
+    retention: RetentionSpec = Field(default=RetentionSpec(), description="What is kept beyond the journal's history.")
+    compression_level: int = Field(default=3, ge=1, le=19, description="zstd level of what this leg stores.")
+
+
+def _mode(leg: Any) -> str:
+    return str(leg.get("mode", "async") if isinstance(leg, dict) else getattr(leg, "mode", "async"))
+
+
+LegSpec = Annotated[
+    Annotated[AsyncLegSpec, Tag("async")] | Annotated[SyncLegSpec, Tag("sync")],
+    Discriminator(_mode, custom_error_type="leg_mode", custom_error_message="mode must be 'async' or 'sync'"),
+]
+"""A leg of either mode; one that does not say is async."""

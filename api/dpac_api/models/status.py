@@ -56,9 +56,31 @@ class MemberStatus(Model):
     message: str = ""
 
 
+class SyncStatus(Model):
+    """How far a sync leg keeps its pledge."""
+
+    phase: str = Field(
+        description="`Joining` (its first copy is under way), `Entering`, `InSync`, `Waiting` (for the target, within "
+        "`timeout`), `Recording` (the loss), `Alone`, `Held` (`on_loss=stop`), `Fenced` (another primary writes there)."
+    )
+    since: datetime = Field(description="When that phase began.")
+    confirmed_lsn: int = Field(description="The target has the journal before this LSN.")
+    falls: int = Field(description="How often it fell out of sync since its worker started.")
+    reason: str = Field(default="", description="Why it is not in sync.")
+
+
+class WaitHistogram(Model):
+    """How long FLUSHes, FUA writes and durable acknowledgements waited since the worker started."""
+
+    count: int
+    sum_seconds: float
+    buckets: dict[str, int] = Field(description="Upper bound in seconds -> how many waited at most so long.")
+
+
 class LegStatus(Model):
     """A leg as its shipper sees it."""
 
+    mode: Literal["async", "sync"] = "async"
     target: str
     data_state: DataState
     rpo_seconds: float
@@ -76,6 +98,8 @@ class LegStatus(Model):
     escrow: list[str] = Field(
         default=[], description="Fingerprints of the escrow keys whose private halves open what lies at the target."
     )
+    in_sync: bool = Field(default=False, description="Nothing is acknowledged that the target does not have.")
+    sync: SyncStatus | None = Field(default=None, description="Of a sync leg whose worker is known.")
     message: str = ""
 
 
@@ -85,7 +109,9 @@ class GroupStatus(Model):
     role: Role = Role.PRIMARY
     data_state: DataState
     sla_state: SlaState
-    protected: bool = Field(description="Seeded, a checkpoint durable on every leg that is not paused, every RPO met.")
+    protected: bool = Field(
+        description="Seeded, a checkpoint durable on every leg that is not paused, every RPO met, every sync leg in sync."
+    )
     seeded: bool
     checkpoint_sequence: int = Field(description="Sequence of the newest checkpoint, shipped or not.")
     head_lsn: int
@@ -94,4 +120,5 @@ class GroupStatus(Model):
     members: dict[str, MemberStatus]
     legs: dict[str, LegStatus]
     conditions: list[Condition] = []
+    flush_wait: WaitHistogram | None = None
     observed_generation: int = Field(description="The generation of the spec that this status reflects.")

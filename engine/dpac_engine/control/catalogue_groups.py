@@ -14,7 +14,19 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dpac_api.errors import Conflict, Invalid, NotFound, Temporary
-from dpac_api.models import Group, GroupSpec, MemberOutputs, Owner, PutGroup, RetentionSpec, Role, SiteInfo, TargetSpec
+from dpac_api.models import (
+    FilesystemTargetSpec,
+    Group,
+    GroupSpec,
+    LegSpec,
+    MemberOutputs,
+    Owner,
+    PutGroup,
+    RetentionSpec,
+    Role,
+    SiteInfo,
+    TargetSpec,
+)
 from dpac_engine.control.assignment import CatalogueRecord, MemberAssignment, RemovedMember, WorkerAssignment
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, MountRow, OperationRow, VerificationRow
 from dpac_engine.control.catalogue_targets import (
@@ -205,6 +217,17 @@ def _check_legs(session: Session, spec: GroupSpec) -> None:
                 property_path=where,
             )
         legs[wanted.target] = leg
+        _check_sync_leg(session, leg, wanted)
+
+
+def _check_sync_leg(session: Session, leg: str, wanted: LegSpec) -> None:
+    target = target_spec(session, wanted.target)
+    if wanted.mode == "sync" and not isinstance(target, FilesystemTargetSpec):
+        raise Invalid(
+            f"The leg {leg!r} is sync, but its target {wanted.target!r} is no file system: only one can be appended to at "
+            'every FLUSH. Use mode "async", or a filesystem target.',
+            property_path=f"spec.replication.{leg}.mode",
+        )
 
 
 def _new_row(session: Session, name: str, host: Host, now: datetime) -> GroupRow:

@@ -60,7 +60,7 @@ class Compaction:
         built, marks, refs = SegmentWriter(), list[Mark](), list[SegmentRef]()
         for ref in join.segments:
             try:
-                segment = writer.reader.segment(ref).reader
+                segment = writer.reader.stored(ref).reader
                 if refs and built.plain_bytes + segment.plain_bytes > MERGED_BYTES:
                     break
                 built.extend_by(segment)
@@ -89,8 +89,8 @@ class Compaction:
         commit([joined], [ref.name for ref in refs])
 
     def _merge(self, writer: RepositoryWriter, commit: Commit, merge: Merge) -> None:
-        segments = [writer.reader.segment(ref) for ref in merge.segments]
-        marks = {mark.lsn: mark for segment in segments if segment.ref.marks for mark in segment.reader.marks()}
+        segments = [writer.reader.stored(ref) for ref in merge.segments]
+        marks = {mark.lsn: mark for segment in segments if segment.ref.marks for mark in segment.marks()}
         ordinals = sorted({int(at) for segment in segments for at in set(segment.rows["member"].tolist())} - {0})
         end = max(ref.lsn_to for ref in merge.segments)
         added: list[SegmentRef] = []

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpac_api.errors import DpacError, Invalid
-from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, TargetSpec
+from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, SyncLegSpec, TargetSpec
 from dpac_engine.control import group_state, group_status
 from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.gate import Gate
 from dpac_engine.control.group_state import GroupState, LegMemory
 from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.member import DirectoryFactory, Member
 from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper
+from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, decode_mark
-from dpac_engine.core.ports import Clock
+from dpac_engine.core.ports import Clock, TailStore
 from dpac_engine.core.records import Flags, Header, Kind
 from dpac_engine.core.stamps import Stamps
 from dpac_engine.io import spool as spool_module
@@ -48,6 +50,7 @@ class GroupDeps(NamedTuple):
     open_writer: Callable[[WorkerAssignment, TargetSpec], RepositoryWriter]
     compactor: Callable[[WorkerAssignment, LegSpec], Compactor]
     directory: DirectoryFactory
+    open_tails: Callable[[WorkerAssignment, TargetSpec], TailStore]
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Group:
         self.state = GroupState()
         self.members: dict[int, Member] = {}
         self.legs: dict[str, Shipper] = {}
+        self.sync_legs: dict[str, SyncLeg] = {}
         self.journal_error: str = ""
         self.store_error: str = ""
         self.held = False
@@ -84,6 +88,7 @@ class Group:
         self._loop = asyncio.get_running_loop()
         self._stamps = Stamps()
         self.spool: Spool
+        self.gate: Gate
 
     # ------------------------------------------------------------------ what legs see (shipper.GroupView)
 
@@ -106,6 +111,16 @@ class Group:
     def membership_version(self) -> int:
         """Of the newest record."""
         return self.assignment.membership_version
+
+    @property
+    def incarnation(self) -> int:
+        """Of the shard, since it was opened."""
+        return self.state.incarnation
+
+    @property
+    def opened_lsn(self) -> int:
+        """Where that began."""
+        return self._opened_lsn
 
     @property
     def spec_number(self) -> int:
@@ -142,6 +157,14 @@ class Group:
         """Hybrid time."""
         return self._stamps.next(self._deps.clock.now_ns(), self._deps.clock.monotonic_ns())
 
+    async def record(self) -> None:
+        """See `sync_leg.SyncView`."""
+        await self.store_state()
+
+    def poke(self) -> None:
+        """See `sync_leg.SyncView`."""
+        self.gate.poke()
+
     # ------------------------------------------------------------------ start and end
 
     async def start(self) -> None:
@@ -151,10 +174,10 @@ class Group:
             if record[0].member in self.members:
                 self.members[record[0].member].found(*record)
         self._set_members()
+        self._set_legs()  # first, so that nothing is acknowledged without them
         for member in self.members.values():
             await member.attach()
         self.mark()
-        self._set_legs()
         self._tasks = [
             asyncio.create_task(self._mark_forever(), name="mark"),
             asyncio.create_task(self._maintain_forever(), name="maintain"),
@@ -191,6 +214,7 @@ class Group:
             self.stamp,
             self._journal_failed,
         )
+        self.gate = Gate(self.spool, self.sync_legs)
         self._opened_lsn = self._marked_lsn = head
         self._changed_since_ns = self.stamp()
         if records:
@@ -203,8 +227,7 @@ class Group:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for leg in self.legs.values():
-            await leg.stop()
+        await self._stop_legs()
         self.mark()
         for member in self.members.values():
             await member.detach()
@@ -212,6 +235,12 @@ class Group:
             await self._wait_durable()  # so that the next start has nothing to replay
         await self._store()
         await asyncio.to_thread(self.spool.stop)
+
+    async def _stop_legs(self) -> None:
+        for sync in self.sync_legs.values():
+            await sync.stop()
+        for leg in self.legs.values():
+            await leg.stop()
 
     async def drop(self) -> None:
         """See `runtime.Runtime.drop`."""
@@ -243,7 +272,7 @@ class Group:
                 continue
             self.members[identity.ordinal] = Member(
                 name, identity, spec, self.state, self.folder / "members" / identity.uid, self.spool, self._deps.executor,
-                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4, self._remember,
+                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4, self._remember, self.gate,
             )  # fmt: skip
 
     async def _drop_members(self) -> None:
@@ -258,18 +287,28 @@ class Group:
             if leg is not None:
                 leg.spec, leg.compactor = spec, self._deps.compactor(self.assignment, spec)
                 leg.nudge()
-                continue
-            # A leg added to a group at work takes the log from now on, and seeds what came before.
-            memory = self.state.legs.setdefault(name, LegMemory(self.spool.durable_lsn))
-            self.legs[name] = Shipper(
-                name,
-                spec,
-                self,
-                self._writer_of(name),
-                self._deps.compactor(self.assignment, spec),
-                memory,
-            )
-            self.legs[name].start()
+            else:
+                # A leg added to a group at work takes the log from now on, and seeds what came before.
+                memory = self.state.legs.setdefault(name, LegMemory(self.spool.durable_lsn))
+                compactor = self._deps.compactor(self.assignment, spec)
+                leg = self.legs[name] = Shipper(name, spec, self, self._writer_of(name), compactor, memory)
+                leg.start()
+            if isinstance(spec, SyncLegSpec):
+                self._set_sync_leg(leg, spec)
+        self.gate.poke()
+
+    def _set_sync_leg(self, leg: Shipper, spec: SyncLegSpec) -> None:
+        sync = self.sync_legs.get(leg.name)
+        if sync is not None:
+            sync.respecify(spec)
+            return
+
+        def open_tails() -> TailStore:
+            return self._deps.open_tails(self.assignment, self.assignment.targets[spec.target])
+
+        sync = self.sync_legs[leg.name] = SyncLeg(leg.name, spec, self, leg, open_tails, leg.memory)
+        leg.tail_in_use = lambda: sync.tail
+        sync.start()
 
     def _writer_of(self, leg: str) -> Callable[[], RepositoryWriter]:
         def open_writer() -> RepositoryWriter:
@@ -280,8 +319,13 @@ class Group:
 
     async def _drop_legs(self) -> None:
         wanted = self.assignment.spec.replication
-        for name in list(self.legs):
-            if name not in wanted or wanted[name].target != self.legs[name].spec.target:
+        for name, leg in list(self.legs.items()):
+            goes = name not in wanted or wanted[name].target != leg.spec.target
+            if name in self.sync_legs and (goes or wanted[name].mode != "sync"):
+                await self.sync_legs.pop(name).stop()
+                leg.tail_in_use = lambda: None
+                leg.memory.sync = None
+            if goes:
                 await self.legs.pop(name).stop()
                 self.state.legs.pop(name, None)
 
@@ -325,6 +369,8 @@ class Group:
                 self.mark()
             except Exception:
                 log.exception("group %s could not be marked", self.assignment.name)
+            for sync in self.sync_legs.values():
+                sync.nudge()
             for leg in self.legs.values():
                 leg.nudge()
 
@@ -405,7 +451,8 @@ class Group:
         cursors = [leg.memory.cursor for leg in self.legs.values() if not leg.memory.lost]
         await self.store_state()
         self.store_error = ""
-        keep = min([self.state.scan_lsn, *cursors])
+        sending = [lsn for leg in self.sync_legs.values() if (lsn := leg.holds_lsn) is not None]
+        keep = min([self.state.scan_lsn, *cursors, *sending])
         while self._changes and self._changes[0].end_lsn <= keep:
             self._changes.popleft()
         self.spool.release(keep)
@@ -426,6 +473,9 @@ class Group:
         self._opened_lsn = self._marked_lsn = head_lsn
         self._changed_since_ns = self.stamp()
         self._changes.clear()
+        self.gate.journal_broken = False
+        for leg in self.sync_legs.values():
+            leg.journal_broken = False
 
     def _store_state(self) -> None:
         with self._storing:
@@ -466,8 +516,11 @@ class Group:
         self.journal_error = f"the spool {self.folder / 'spool'} failed: {error.strerror}"
         log.error("group %s: %s", self.assignment.name, self.journal_error)
         self._return.failed(self._loop.time())
+        self.gate.journal_broken = True
         for member in self.members.values():
             member.write_through()
+        for leg in self.sync_legs.values():
+            leg.journal_failed()
 
     # ------------------------------------------------------------------ faces
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -40,6 +41,10 @@ class LegMemory(msgspec.Struct):
     """The log before this LSN is at the target, or not wanted there."""
     lost: bool = False
     """The spool could not wait for it: it must be seeded anew."""
+    sync: Literal["in sync", "lost"] | None = None
+    """Of a sync leg: what its pledge is, on record before it is acted on; None: it was never in sync."""
+    sync_lost: int = 0
+    """Stamp since when something may be acknowledged without the target."""
 
 
 class GroupState(msgspec.Struct):

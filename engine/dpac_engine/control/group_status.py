@@ -18,9 +18,11 @@ from dpac_api.models import (
 )
 from dpac_engine.control.moments import moment
 from dpac_engine.control.shipper import Shipper
+from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.core import retention
 from dpac_engine.core.checkpoints import CutBody, Mark
 from dpac_engine.core.ports import TargetMissing
+from dpac_engine.core.sync import Phase
 
 if TYPE_CHECKING:
     from dpac_engine.control.group import Group
@@ -70,18 +72,19 @@ def checkpoint_of(mark: Mark, shard_uid: str, names: dict[int, str]) -> Checkpoi
 
 def of(group: Group) -> GroupStatus:
     """The group's status now."""
-    legs = {name: _leg(leg) for name, leg in group.legs.items()}
+    legs = {name: _leg(leg, group.sync_legs.get(name)) for name, leg in group.legs.items()}
     members = {member.name: member.status(_seeded(group, ordinal)) for ordinal, member in group.members.items()}
     seeded = bool(members) and all(member.seeded for member in members.values())
     late = any(leg.lag_seconds > leg.rpo_seconds for leg in legs.values())
     copied = bool(legs) and all(leg.latest_checkpoint is not None for leg in legs.values())
+    pledged = all(sync.in_sync for sync in group.sync_legs.values())
     attached = all(member.state == "Attached" for member in members.values())
     return GroupStatus(
         data_state=DataState.STALLED
         if group.journal_error
         else max((leg.data_state for leg in legs.values()), key=_WORST.index, default=DataState.CONTINUOUS),
         sla_state=SlaState.RPO_NOT_MET if late or group.journal_error else _history(group),
-        protected=seeded and copied and attached and not late and not group.journal_error,
+        protected=seeded and copied and attached and pledged and not late and not group.journal_error,
         seeded=seeded,
         checkpoint_sequence=group.state.sequence,
         head_lsn=group.spool.head_lsn,
@@ -90,6 +93,7 @@ def of(group: Group) -> GroupStatus:
         members=members,
         legs=legs,
         conditions=list(_conditions(group)),
+        flush_wait=group.gate.waits,
         observed_generation=group.assignment.generation,
     )
 
@@ -119,16 +123,18 @@ def _held(leg: Shipper) -> set[int]:
     return leg.repository.recoverable_members(ordinals, leg.last_mark.lsn) or set()
 
 
-def _leg(leg: Shipper) -> LegStatus:
+def _leg(leg: Shipper, sync: SyncLeg | None) -> LegStatus:
     state = leg.repository
+    there = max(leg.memory.cursor, sync.confirmed_lsn if sync else 0)
     oldest = _oldest_stamp(leg)
     newest = leg.last_mark if _held(leg) else None
     return LegStatus(
+        mode=leg.spec.mode,
         target=leg.spec.target,
         data_state=leg.data_state,
         rpo_seconds=leg.spec.rpo.seconds,
-        lag_seconds=leg.lag_seconds,
-        lag_bytes=max(0, leg.group.spool.head_lsn - leg.memory.cursor),
+        lag_seconds=leg.age_seconds(there),
+        lag_bytes=max(0, leg.group.spool.head_lsn - there),
         seeded_fraction=leg.seeded_fraction,
         shipped_lsn=leg.memory.cursor,
         latest_checkpoint=newest.id if newest else None,
@@ -137,6 +143,8 @@ def _leg(leg: Shipper) -> LegStatus:
         stored_bytes=state.stored_bytes if state else 0,
         message=leg.error.message if leg.error else "",
         escrow=leg.escrow,
+        in_sync=sync is not None and sync.in_sync,
+        sync=sync.status() if sync else None,
     )
 
 
@@ -216,3 +224,38 @@ def _conditions(group: Group) -> Iterator[Condition]:
                 "is copied there anew. Checkpoints from before stay; there are none of the time between.",
                 "warning",
             )
+    for sync in group.sync_legs.values():
+        yield from _sync_conditions(sync)
+
+
+def _sync_conditions(sync: SyncLeg) -> Iterator[Condition]:
+    """What became of a sync leg's pledge, since when, and what comes next."""
+    match sync.phase:
+        case Phase.RECORDING | Phase.ALONE:
+            kind, severity = "SyncLost", "warning"
+            message = (
+                f"The leg is out of sync: {sync.reason or 'it was when its worker started'}. The application goes on "
+                "without the target; what is acknowledged now would be lost with this host. The target is caught up with "
+                "and the leg is in sync again by itself once the target answers: check it (`dpac target check`)."
+            )
+        case Phase.HELD:
+            kind, severity = "SyncHeld", "error"
+            message = (
+                f"The leg is out of sync: {sync.reason}. Because of on_loss=stop what waits for the target is held, without "
+                "an error, until it answers again. To go on without it, apply the group with on_loss=async, or without the leg."
+            )
+        case Phase.FENCED:
+            kind, severity = "SyncHeld", "error"
+            message = (
+                f"{sync.reason} What waits for the target is held. If this site shall go on without the target, apply the "
+                "group without the leg."
+            )
+        case _:
+            return
+    yield Condition(
+        type=kind,
+        subject=f"leg/{sync.name}",
+        message=message,
+        since=sync.since,
+        severity=severity,  # type: ignore[arg-type]
+    )

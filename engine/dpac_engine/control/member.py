@@ -20,7 +20,7 @@ from dpac_engine.core.checkpoints import CutBody
 from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode_key_change
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import sync_folder
-from dpac_engine.io.members.volume import Signature, Volume, signature_of
+from dpac_engine.io.members.volume import Commits, Signature, Volume, signature_of
 from dpac_engine.io.spool import Entry, Spool
 from dpac_engine.io.unapplied import Record, read_aside, set_aside
 
@@ -122,6 +122,7 @@ class Member:
         directory: DirectoryFactory,
         pending_max: int,
         remember: Callable[[], None],
+        commits: Commits,
     ) -> None:
         self.name = name
         self.ordinal = identity.ordinal
@@ -134,6 +135,7 @@ class Member:
         self._directory_factory = directory
         self._pending_max = pending_max
         self._remember = remember
+        self._commits = commits
         self._state = state
         self._attaching = asyncio.Lock()
         self._unapplied_lsn: int | None = None
@@ -215,7 +217,7 @@ class Member:
         except BaseException:
             volume.close()
             raise
-        volume.bypassing = self._bypassing
+        volume.bypassing, volume.commits = self._bypassing, self._commits
         self.memory.signature = None
         self.memory.content_began = True
         self.volume = volume

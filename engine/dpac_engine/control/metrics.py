@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dpac_api.models import DataState, GroupStatus, SiteInfo, SlaState
@@ -107,6 +107,32 @@ class _Snapshot(Collector):
                 if leg.latest_checkpoint_time is not None:
                     newest.add_metric(values, leg.latest_checkpoint_time.timestamp())
         yield from (lag, behind, rpo, seeded, stored, newest)
+        yield from self._of_sync_legs(labels)
+
+    def _of_sync_legs(self, labels: list[str]) -> Iterator[Metric]:
+        in_sync = GaugeMetricFamily(
+            "dpac_leg_in_sync", "1 while nothing is acknowledged that a sync leg's target does not have.", labels=labels
+        )
+        falls = CounterMetricFamily(
+            "dpac_leg_sync_falls", "How often a sync leg fell out of sync since its worker started.", labels=labels
+        )
+        waits = HistogramMetricFamily(
+            "dpac_group_flush_wait_seconds",
+            "How long FLUSHes and durable acknowledgements waited, targets of sync legs included.",
+            labels=["group"],
+        )
+        for group, status in self._statuses.items():
+            for name, leg in status.legs.items():
+                if leg.sync is not None:
+                    in_sync.add_metric([group, name, leg.target], float(leg.in_sync))
+                    falls.add_metric([group, name, leg.target], leg.sync.falls)
+            if (wait := status.flush_wait) is not None:
+                buckets = [
+                    *((bound, float(count)) for bound, count in wait.buckets.items()),
+                    ("+Inf", float(wait.count)),
+                ]
+                waits.add_metric([group], buckets, wait.sum_seconds)
+        yield from (in_sync, falls, waits)
 
 
 def _gauge(name: str, meaning: str, label: str, samples: Iterable[tuple[str, float]]) -> Metric:

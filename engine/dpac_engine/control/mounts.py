@@ -10,6 +10,8 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from dpac_api.errors import DpacError, NotFound
 from dpac_api.models import Model, Mount, TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
@@ -36,6 +38,8 @@ class _MountFile(Model):
     group: str
     target: TargetSpec
     mount: Mount
+    lsn: int = 0
+    """Where the checkpoint lies. The end of a tail bears the number of the next mark, which lies further on."""
 
 
 class Mounts:
@@ -94,7 +98,7 @@ class Mounts:
             members=self._addresses(request.mount_id, paths),
             created=datetime.now(UTC),
         )
-        record = _MountFile(request=request, group=assignment.name, target=target, mount=mount)
+        record = _MountFile(request=request, group=assignment.name, target=target, mount=mount, lsn=mark.lsn)
         await asyncio.to_thread(self._record, folder, record)
         self._open[request.mount_id] = (
             mount,
@@ -105,10 +109,13 @@ class Mounts:
     def _record(self, folder: Path, record: _MountFile) -> None:
         replace_file(folder / "mount.json", f"{self._worker}\n{record.model_dump_json()}".encode())
 
-    def _look_up(self, request: WorkerMount, target: TargetSpec) -> tuple[Image, Mark, dict[int, MemberState]]:
+    def _look_up(
+        self, request: WorkerMount, target: TargetSpec, lsn: int = 0
+    ) -> tuple[Image, Mark, dict[int, MemberState]]:
         reader = self._open_reader(request.group_uid, target)
         reader.refresh()
         mark = reader.resolve(request.checkpoint)
+        mark = msgspec.structs.replace(mark, lsn=lsn or mark.lsn)
         held = reader.members_at(mark)
         members = {ordinal: member for ordinal, member in held.items() if member.name in request.members}
         missing = set(request.members) - {member.name for member in members.values()}
@@ -162,7 +169,7 @@ class Mounts:
                 continue
             record = _MountFile.model_validate_json(text)
             try:
-                image, _, members = await asyncio.to_thread(self._look_up, record.request, record.target)
+                image, _, members = await asyncio.to_thread(self._look_up, record.request, record.target, record.lsn)
                 opened = await self._open_members(path.parent, image, members, fill=False)
             except DpacError as error:
                 log.error("mount %s stays closed: %s", record.request.mount_id, error.message)

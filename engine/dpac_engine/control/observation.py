@@ -120,6 +120,7 @@ def _unobserved(group: GroupView, cause: DpacError, now: datetime) -> GroupStatu
         },
         legs={
             name: LegStatus(
+                mode=leg.mode,
                 target=leg.target,
                 data_state=DataState.DISCONNECTED,
                 rpo_seconds=leg.rpo.seconds,

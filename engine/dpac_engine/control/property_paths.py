@@ -28,12 +28,12 @@ def _message(problem: Any) -> str:
 def property_path(location: Sequence[str | int], body: Any) -> str:
     """`spec.members.disk.size` for pydantic's `("body", "spec", "members", "disk", "volume", "size")`.
 
-    Pydantic puts a union's tag between: it is the `kind` of the object it stands behind, and no key of it.
+    Pydantic puts a union's tag between: it is the `kind` or `mode` of the object it stands behind, and no key of it.
     """
     parts: list[str] = []
     here = body
     for part in location[1:] if location and location[0] in ("body", "query", "path", "header") else location:
-        if isinstance(here, dict) and part not in here and part == here.get("kind"):
+        if isinstance(here, dict) and part not in here and part in (here.get("kind"), here.get("mode", "async")):
             continue
         if part == "[key]":
             continue

@@ -11,20 +11,22 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import msgspec
 import numpy as np
 
 from dpac_api.errors import Conflict, Corruption, DpacError, Temporary
-from dpac_api.models import AsyncLegSpec, DataState
+from dpac_api.models import DataState, LegSpec
 from dpac_engine.control.group_state import LegMemory
 from dpac_engine.control.seeding import Piece, Seeding, SeedSource
-from dpac_engine.core import sealing
+from dpac_engine.core import sealing, tail
 from dpac_engine.core.checkpoints import Mark, decode_mark
-from dpac_engine.core.manifest import MemberState, RepositoryState, SegmentRef
+from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
+from dpac_engine.core.tail import TailHeader
+from dpac_engine.io.daemon_thread import DaemonThread
 from dpac_engine.io.repository import RepositoryWriter, SpecObject
 from dpac_engine.io.spool import Spool
 
@@ -77,6 +79,14 @@ class GroupView(Protocol):
     def spec_number(self) -> int:
         """Which declaration is in force."""
 
+    @property
+    def incarnation(self) -> int:
+        """Of the shard, since it was opened."""
+
+    @property
+    def opened_lsn(self) -> int:
+        """Where that began."""
+
     def spec_object(self) -> SpecObject:
         """The declaration, for the repository."""
 
@@ -105,6 +115,18 @@ class Compactor(Protocol):
         """Do one step of it, in a thread; False if nothing is left to do."""
 
 
+class _Said(TypedDict):
+    """What a manifest says of tails."""
+
+    incarnation: int
+    tails: bool
+    sync_lost: int
+
+
+def _said(last: Manifest) -> _Said:
+    return _Said(incarnation=last.incarnation, tails=last.tails, sync_lost=last.sync_lost)
+
+
 class _Slice(NamedTuple):
     rows: SegmentWriter
     marks: list[Mark]
@@ -117,7 +139,7 @@ class Shipper:
     """One leg of one group."""
 
     name: str
-    spec: AsyncLegSpec
+    spec: LegSpec
     group: GroupView
     open_writer: Callable[[], RepositoryWriter]
     compactor: Compactor
@@ -128,6 +150,13 @@ class Shipper:
     last_mark: Mark | None = None
     escrow: list[str] = field(default_factory=list)
     """Fingerprints of the escrow keys that open what lies at the target."""
+    fenced: bool = False
+    """Another primary writes at the target, or it is ahead of this one."""
+    tail_ends: dict[str, int] = field(default_factory=dict)
+    """Tails at the target -> the LSN that each may hold at most; deleted once a manifest has passed it."""
+    tail_in_use: Callable[[], str | None] = lambda: None
+    """The one that a sync leg is writing."""
+    _thread: DaemonThread = field(init=False)
     _writer: RepositoryWriter | None = None
     _reopens: bool = False
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -141,6 +170,9 @@ class Shipper:
     _seeding: Seeding | None = None
     _task: asyncio.Task[None] | None = None
 
+    def __post_init__(self) -> None:
+        self._thread = DaemonThread(f"leg-{self.name}")  # of its own: a target that hangs must not use up others
+
     def start(self) -> None:
         """Begin to ship."""
         self._task = asyncio.create_task(self._run(), name=f"leg-{self.name}")
@@ -151,6 +183,7 @@ class Shipper:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        self._thread.stop()
         self._settled.set()
 
     def nudge(self) -> None:
@@ -217,6 +250,7 @@ class Shipper:
                 await self._pause(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
             except Conflict as error:
+                self.fenced = True
                 self._failed(DataState.STALLED, error)
                 await self._pause(REFUSED_RETRY_SECONDS)
             except DpacError as error:
@@ -247,7 +281,7 @@ class Shipper:
                     self._wake.clear()
 
     async def _open(self) -> None:
-        writer = await asyncio.to_thread(self._open_blocking)
+        writer = await self._thread.run(self._open_blocking)
         state, memory = writer.state, self.memory
         self._log_from = memory.cursor
         if state is not None:
@@ -262,8 +296,8 @@ class Shipper:
             memory.lost = memory.lost or cursor < self.group.spool.released_lsn
             memory.cursor = memory.cursor if memory.lost else cursor
         self._spec_stored = state.last.spec if state else -1
-        self.last_mark = await asyncio.to_thread(lambda: next(writer.reader.marks(), None))
-        self._writer = writer
+        self.last_mark = await self._thread.run(lambda: next(writer.reader.marks(), None))
+        self._writer, self.fenced = writer, False
         self.error = None
 
     def _check_fence(self, state: RepositoryState) -> None:
@@ -279,7 +313,11 @@ class Shipper:
     def _open_blocking(self) -> RepositoryWriter:
         writer = self.open_writer()
         self._writers.add(writer.uid)
-        writer.open()
+        state = writer.open()
+        if state is not None and state.last.tails:
+            for name in writer.store.list(tail.PREFIX):
+                # An earlier life's: nothing in it behind where this one began was ever acknowledged.
+                self.tail_ends.setdefault(name, self.group.opened_lsn)
         self.escrow = writer.put_escrow(self.group.escrow_keys)
         return writer
 
@@ -287,6 +325,8 @@ class Shipper:
         """One piece of work, or a wait for some."""
         if self.memory.lost:
             await self._begin_resync()
+        elif self.repository is not None and self._says(self.memory.cursor) != _said(self.repository.last):
+            await self._thread.run(self._commit)
         due = self._due_in_seconds()
         if due is not None and due <= 0:
             await self._ship_log()
@@ -312,9 +352,13 @@ class Shipper:
             return 0.0
         return sealing.due_in_seconds(durable - cursor, self._oldest_age_seconds(), self.spec.rpo.seconds)
 
-    def _oldest_age_seconds(self) -> float | None:
-        oldest = self.group.oldest_change_ns(self.memory.cursor)
+    def _oldest_age_seconds(self, since_lsn: int | None = None) -> float | None:
+        oldest = self.group.oldest_change_ns(self.memory.cursor if since_lsn is None else since_lsn)
         return None if oldest is None else max(0, self.group.stamp() - oldest) / 1e9
+
+    def age_seconds(self, lsn: int) -> float:
+        """Age of the oldest change from an LSN on; 0 if there is none."""
+        return self._oldest_age_seconds(lsn) or 0.0
 
     @property
     def lag_seconds(self) -> float:
@@ -346,7 +390,7 @@ class Shipper:
 
     async def _ship_log(self) -> None:
         try:
-            piece = await asyncio.to_thread(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
+            piece = await self._thread.run(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
         except (KeyError, Corruption):
             if self.memory.cursor >= self.group.spool.released_lsn:
                 raise
@@ -359,7 +403,7 @@ class Shipper:
             ready = info.log_ready_lsn
             if ready is not None and ready <= piece.to_lsn and self._by_log(members[ordinal], info):
                 members[ordinal] = members[ordinal].seeded(ready)
-        await asyncio.to_thread(self._store_slice, piece, members)
+        await self._thread.run(self._store_slice, piece, members)
         self.memory.cursor = piece.to_lsn
         if piece.marks:
             self.last_mark = piece.marks[-1]
@@ -422,19 +466,62 @@ class Shipper:
         if number != self._spec_stored:
             self.escrow = writer.put_escrow(group.escrow_keys)
             writer.put_spec(number, group.spec_object())
+        at = self.memory.cursor if cursor is None else cursor
         state = writer.commit(
             epoch=group.epochs[-1][0],
             epochs=group.epochs,
-            cursor={group.shard_uid: self.memory.cursor if cursor is None else cursor},
+            cursor={group.shard_uid: at},
             members=self._members() if members is None else members,
             membership_version=group.membership_version,
             spec=number,
             log_from=self._log_from,
             add=add,
             drop=drop,
+            **self._says(at),
         )
         self._spec_stored, self._committed_seq = number, state.last.seq
+        self._drop_tails(writer, at)
         return state
+
+    # ------------------------------------------------------------------ tails
+
+    def _says(self, cursor: int) -> _Said:
+        """What the next manifest shall say of tails."""
+        last = self.repository.last if self.repository else None
+        tails = self.spec.mode == "sync" or bool(self.tail_ends)
+        begun = tails and cursor >= self.group.opened_lsn
+        return _Said(
+            incarnation=self.group.incarnation if begun else last.incarnation if last else 0,
+            tails=tails,
+            sync_lost=self.memory.sync_lost if self.spec.mode == "sync" and self.memory.sync == "lost" else 0,
+        )
+
+    def _drop_tails(self, writer: RepositoryWriter, cursor: int) -> None:
+        for name, end_lsn in list(self.tail_ends.items()):
+            if end_lsn <= cursor and cursor >= self.group.opened_lsn and name != self.tail_in_use():
+                writer.store.delete(name)
+                del self.tail_ends[name]
+
+    @property
+    def takes_tails(self) -> bool:
+        """The target has all but the end of the log, and says that there may be tails."""
+        state, infos, members = self.repository, self.group.member_infos(), self._members()
+        return (
+            state is not None
+            and not self.memory.lost
+            and state.last.tails
+            and state.last.epoch == self.group.epochs[-1][0]
+            and self.last_mark is not None
+            and bool(infos)
+            and all(members[ordinal].is_ready for ordinal in infos)
+        )
+
+    def begin_tail(self, lsn: int) -> tuple[TailHeader, bytes]:
+        """See `RepositoryWriter.begin_tail`; blocks."""
+        writer, group = self._writer, self.group
+        if writer is None:
+            raise Temporary(self.error.message if self.error else "The target has just failed.")
+        return writer.begin_tail(group.shard_uid, group.epochs[-1][0], lsn, group.incarnation, group.opened_lsn)
 
     # ------------------------------------------------------------------ members and seeds
 
@@ -503,7 +590,7 @@ class Shipper:
         members[seeding.ordinal] = (
             member.at_seed_position(piece.position) if piece.ready_lsn is None else member.seeded(piece.ready_lsn)
         )
-        await asyncio.to_thread(self._store_seed, piece, members)
+        await self._thread.run(self._store_seed, piece, members)
         if piece.ready_lsn is not None:
             self._seeding = None
         return True
@@ -529,7 +616,7 @@ class Shipper:
             else member
             for ordinal, member in self._members().items()
         }
-        await asyncio.to_thread(self._commit, members=members, cursor=head)
+        await self._thread.run(self._commit, members=members, cursor=head)
         # Nothing held the spool for this leg meanwhile.
         self.memory.cursor, self.memory.lost = head, head < self.group.spool.released_lsn
 
@@ -537,7 +624,7 @@ class Shipper:
         writer, loop = self._writer, asyncio.get_running_loop()
         if loop.time() < self._compact_at or writer is None or writer.state is None:
             return False
-        more = await asyncio.to_thread(
+        more = await self._thread.run(
             self.compactor.step, writer, lambda add, drop: self._commit(add=add, drop=drop), self.group.stamp()
         )
         if not more:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import blake3
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from dpac_api.errors import Corruption, Unsupported
+from dpac_engine.core.checkpoints import Mark
 
 FORMAT_VERSION = 1
 _KEY = re.compile(r"m/[0-9]{16}")
@@ -32,6 +33,21 @@ class MarkRange(msgspec.Struct, frozen=True, omit_defaults=True):
     app_count: int = 0
     tags: list[tuple[str, int]] = []
     """(tag, sequence) of each tagged checkpoint."""
+
+
+def mark_range(marks: Sequence[Mark]) -> MarkRange | None:
+    """The range that a manifest says of a segment's checkpoints."""
+    if not marks:
+        return None
+    return MarkRange(
+        first_sequence=marks[0].sequence,
+        last_sequence=marks[-1].sequence,
+        first_stamp=marks[0].stamp_ns,
+        last_stamp=marks[-1].stamp_ns,
+        count=len(marks),
+        app_count=sum(mark.body.app for mark in marks),
+        tags=[(tag, mark.sequence) for mark in marks for tag in mark.body.tags],
+    )
 
 
 class SegmentRef(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -118,6 +134,12 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     complete: bool = False
     dropped: list[tuple[str, int]] = []
     """In a complete manifest: what left earlier and may still lie here, and the stamp at which it left."""
+    incarnation: int = 0
+    """A tail of an earlier incarnation of the shard tells nothing any more that is not here."""
+    tails: bool = False
+    """There may be tails (`core/tail.py`): the log goes on behind the cursor."""
+    sync_lost: int = 0
+    """A sync leg's stamp since when its primary acknowledges without this target; 0: it does not."""
 
     @property
     def key(self) -> str:

@@ -56,6 +56,26 @@ class Store(Protocol):
         """Remove an object; a missing one is no error."""
 
 
+class TailFile(Protocol):
+    """A file of fixed size at a target, all zeroes at first. Errors are those of a `Store`."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write `data` at `offset`; durable when this returns."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class TailStore(Protocol):
+    """A target that can be appended to, as a sync leg needs it: a file system is, an object store is not."""
+
+    def open_tail(self, key: str, size_bytes: int) -> TailFile:
+        """Make a file of that size, its space allocated and its name durable. Conflict if the key is taken."""
+
+    def prepare(self, size_bytes: int) -> None:
+        """Get ready what the next `open_tail` needs; a failure is met by that."""
+
+
 class JournalWriter(Protocol):
     """The journal as a directory (or any key-value) member sees it."""
 

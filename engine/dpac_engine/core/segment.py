@@ -7,9 +7,10 @@ and bytes come from outside.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from dpac_api.errors import Corruption, Unsupported
 from dpac_engine.core.checkpoints import Mark, decode_mark
-from dpac_engine.core.records import Kind, Records, decode_key
+from dpac_engine.core.records import Header, Kind, Records, decode_key
 
 MAGIC = b"DPACSEG1"
 FOOTER_MAGIC = b"DPACEND1"
@@ -180,8 +181,15 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
 class Seal:
     """Compresses and encrypts the blocks of one sealed thing; its id is never used for another."""
 
-    def __init__(self, data_key: bytes, unique_id: bytes, associated: bytes, compression_level: int = 3) -> None:
-        key = HKDF(hashes.SHA256(), 32, salt=unique_id, info=b"dpac segment 1").derive(data_key)
+    def __init__(
+        self,
+        data_key: bytes,
+        unique_id: bytes,
+        associated: bytes,
+        compression_level: int = 3,
+        info: bytes = b"dpac segment 1",
+    ) -> None:
+        key = HKDF(hashes.SHA256(), 32, salt=unique_id, info=info).derive(data_key)
         self._aead = AESGCM(key)
         self._associated = associated
         # One for all blocks: making a compressor costs more than a block of 64 KiB. It is locked while it works.
@@ -207,6 +215,18 @@ class _Index(msgspec.Struct):
     blocks: bytes
     keys: list[tuple[int, bytes]]
     marks: list[bytes]
+
+
+class Unsealed(NamedTuple):
+    """Records as a segment would hold them, in memory (an `image.IndexedSegment`)."""
+
+    rows: RowArray
+    keys: Sequence[tuple[int, bytes]]
+    stream: bytes
+
+    def read(self, position: int, length: int) -> bytes:
+        """Bytes of the payloads, one after the other."""
+        return self.stream[position : position + length]
 
 
 class SegmentWriter:
@@ -280,6 +300,30 @@ class SegmentWriter:
         if len(payload):
             self._payloads.append(payload)
             self.plain_bytes += len(payload)
+
+    def add_record(self, header: Header, payload: bytes | memoryview) -> None:
+        """Add a record of the journal; its payload is copied."""
+        key, value = None, payload
+        if header.kind in (Kind.PUT, Kind.DELETE):
+            keyspace, name, start = decode_key(payload)
+            key, value = (keyspace, name), payload[start:]
+        self.add(
+            header.kind,
+            header.flags,
+            header.member,
+            header.lsn,
+            header.stamp,
+            header.offset,
+            header.length,
+            bytes(value),
+            key,
+        )
+
+    def unsealed(self) -> Unsealed:
+        """What was collected, to be read as it is."""
+        self._pack()
+        rows = np.concatenate(self._parts) if self._parts else np.empty(0, ROW)
+        return Unsealed(rows, tuple(self._keys), b"".join(self._payloads))
 
     def seal(self, header: SegmentHeader, data_key: bytes, compression_level: int) -> bytes:
         """The segment's bytes."""

@@ -25,6 +25,7 @@ class MountedVolume:
     """An `Export` of a checkpoint; writes stay in `folder`."""
 
     read_only = False
+    durable_acks = False
     congested = False
 
     def __init__(self, image: VolumeImage, folder: Path, loop: asyncio.AbstractEventLoop, executor: Executor) -> None:

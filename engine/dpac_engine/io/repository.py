@@ -19,6 +19,7 @@ from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
 from dpac_engine.core.ports import Clock, Store
+from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import (
     BLOCK_BYTES,
     SUPPORTED_FEATURES,
@@ -31,10 +32,14 @@ from dpac_engine.core.segment import (
     SegmentReader,
     SegmentWriter,
 )
+from dpac_engine.core.tail import TailHeader
 from dpac_engine.io import escrow
+from dpac_engine.io.tails import StoredEnd, TailReader, TailSegment
 
 CACHE_BYTES = 64 * 2**20
 OPEN_THREADS = 16
+TAIL_TRIES = 8
+"""How often tails are read again while manifests come or they change under the reader."""
 READ_BLOCKS_MAX = 64
 """Blocks fetched by one read: 4 MiB of plain data."""
 
@@ -124,6 +129,10 @@ class StoredSegment:
             "target; `dpac verify` tells which checkpoints are affected."
         )
 
+    def marks(self) -> list[Mark]:
+        """Its checkpoints, oldest first."""
+        return self.reader.marks()
+
     @property
     def rows(self) -> RowArray:
         """See `image.IndexedSegment`."""
@@ -168,10 +177,37 @@ class RepositoryReader:
         self.data_keys = data_keys
         self.cache = cache or BlockCache()
         self._segments: dict[str, StoredSegment] = {}
+        self._tails = TailReader(store, data_keys, group_uid)
+        self._tail: TailSegment | None = None
         self.state: RepositoryState | None = None
 
     def refresh(self) -> None:
-        """Read the manifests that came since the last time; no repository yet is no error. Corruption if it is damaged."""
+        """Read what came since the last time; no repository yet is no error. Corruption if it is damaged."""
+        for _ in range(TAIL_TRIES):
+            self.refresh_manifests()
+            seq = self.state.last.seq if self.state else 0
+            damages = self.read_tails()
+            # A tail goes once a manifest has passed it: if one has come meanwhile, the two may not fit together. And what
+            # was being written while it was read may look damaged.
+            if not damages and next(iter(self.store.list("m/", manifest.manifest_key(seq))), None) is None:
+                return
+
+    def read_tails(self) -> list[tuple[str, Corruption]]:
+        """Read what lies behind the manifests; returns the tails that hold less than they should."""
+        tailed = self.state is not None and self.state.last.tails
+        self._tail = self._tails.read(self.state, self._stored_end) if self.state is not None and tailed else None
+        return self._tails.damages
+
+    def _stored_end(self) -> StoredEnd:
+        refs = self._stored_refs()
+        marked = next((ref for ref in reversed(refs) if ref.marks is not None), None)
+        mark = self.stored(marked).marks()[-1] if marked else None
+        newest = max((ref for ref in refs if ref.kind != SegmentKind.FILL), key=lambda ref: ref.lsn_to, default=None)
+        kinds = self.stored(newest).rows["kind"].tolist() if newest else []
+        return StoredEnd(mark, newest.stamp_to if newest else 0, not kinds or kinds[-1] == Kind.MARK)
+
+    def refresh_manifests(self) -> None:
+        """`refresh` without tails: what is committed."""
         after = manifest.manifest_key(self.state.last.seq) if self.state else ""
         try:
             info = read_info(self.store)
@@ -234,7 +270,10 @@ class RepositoryReader:
         return self.state
 
     def refs(self) -> list[SegmentRef]:
-        """Live segments in LSN order; those of one range in the order in which they were committed."""
+        """Live segments in LSN order; those of one range in the order in which they were committed; last what tails hold."""
+        return [*self._stored_refs(), *([self._tail.ref] if self._tail else [])]
+
+    def _stored_refs(self) -> list[SegmentRef]:
         segments = self.state.segments.values() if self.state else ()
         return sorted(segments, key=lambda ref: (ref.lsn_from, ref.lsn_to))
 
@@ -250,7 +289,7 @@ class RepositoryReader:
 
     def exact_marks(self, ref: SegmentRef) -> list[Mark]:
         """The recoverable checkpoints in a segment, oldest first."""
-        return [mark for mark in self.segment(ref).reader.marks() if self.members_at(mark)]
+        return [mark for mark in self.segment(ref).marks() if self.members_at(mark)]
 
     def is_uniform(self, ref: SegmentRef) -> bool:
         """Every checkpoint in the segment is recoverable, as its manifest alone tells."""
@@ -265,19 +304,33 @@ class RepositoryReader:
                 yield from reversed(self.exact_marks(ref))
 
     def resolve(self, selector: str) -> Mark:
-        """The checkpoint that a selector names; Unrecoverable if none here does, Invalid if it is no selector."""
+        """The checkpoint that a selector names; Unrecoverable if none here does, Invalid if it is no selector.
+
+        Corruption for `latest` if what came last cannot be read: an older checkpoint must then be asked for by its name.
+        """
+        if self._tails.damages and selector in ("latest", "latest-clean"):
+            damage = self._tails.damages[0][1]
+            raise Corruption(
+                f"{damage.message} Choose a checkpoint before it (`dpac checkpoints GROUP`), or another target."
+            )
         return checkpoints.select(self.marks(wanted=_worth_opening(selector)), selector)
 
-    def segment(self, ref: SegmentRef) -> StoredSegment:
+    def segment(self, ref: SegmentRef) -> StoredSegment | TailSegment:
         """The segment, with a shared cache."""
+        if self._tail is not None and ref.name == self._tail.ref.name:
+            return self._tail
+        return self.stored(ref)
+
+    def stored(self, ref: SegmentRef) -> StoredSegment:
+        """A segment that a manifest names."""
         if ref.name not in self._segments:
             self._segments[ref.name] = StoredSegment(self.store, ref, self.data_keys, self.cache)
         return self._segments[ref.name]
 
     def image(self, mark: Mark) -> Image:
         """The group at a checkpoint."""
-        refs = [ref for ref in self.refs() if ref.lsn_from <= mark.lsn]
-        return Image(lambda: _opened([self.segment(ref) for ref in refs]), mark.lsn)
+        segments = [self.segment(ref) for ref in self.refs() if ref.lsn_from <= mark.lsn]
+        return Image(lambda: _opened(segments), mark.lsn)
 
     def members_at(self, mark: Mark) -> dict[int, MemberState]:
         """The members that the checkpoint holds here, by ordinal; empty if it is not recoverable here."""
@@ -286,10 +339,10 @@ class RepositoryReader:
         return {ordinal: state.members[ordinal] for ordinal in sorted(held or ())}
 
 
-def _opened(segments: list[StoredSegment]) -> list[StoredSegment]:
+def _opened(segments: list[StoredSegment | TailSegment]) -> list[StoredSegment | TailSegment]:
     """The segments, opened side by side: a history has many, and each costs two requests."""
     with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
-        for _ in pool.map(lambda segment: segment.reader, segments):
+        for _ in pool.map(lambda segment: segment.rows, segments):
             pass  # raises what opening it raised
     return segments
 
@@ -358,7 +411,7 @@ class RepositoryWriter:
         self._found()
         self._repository_uid = read_info(self.store).repository_uid
         self.store.put(f"keys/{self._key_id}", self._wrapped_key)
-        self.reader.refresh()
+        self.reader.refresh_manifests()
         return self.reader.state
 
     def _found(self) -> None:
@@ -453,8 +506,32 @@ class RepositoryWriter:
             bytes=len(data),
             blake3=blake3.blake3(data).hexdigest(),
             level=level,
-            marks=mark_range(marks),
+            marks=manifest.mark_range(marks),
         )
+
+    def begin_tail(
+        self, shard_uid: str, epoch: int, lsn_from: int, incarnation: int, opened_lsn: int
+    ) -> tuple[TailHeader, bytes]:
+        """A new tail's header and data key. Conflict if another primary has written since this one opened."""
+        state = self.reader.state
+        assert state is not None, "the epoch is in a manifest before a tail carries it"
+        self.store.size(state.last.key)  # else this is not the target it was: a mount that is away, perhaps
+        for key in self.store.list("m/", start_after=state.last.key):
+            taken = self.reader._manifest(key, self._repository_uid)
+            if taken.writer != self.uid:
+                raise _overtaken(taken, epoch)
+        header = TailHeader(
+            group_uid=bytes.fromhex(self._group_uid),
+            shard_uid=bytes.fromhex(shard_uid),
+            tail_id=secrets.token_bytes(32),
+            key_id=bytes.fromhex(self._key_id),
+            repository_uid=bytes.fromhex(self._repository_uid),
+            epoch=epoch,
+            lsn_from=lsn_from,
+            incarnation=incarnation,
+            opened_lsn=opened_lsn,
+        )
+        return header, self._data_key
 
     def commit(
         self,
@@ -468,6 +545,9 @@ class RepositoryWriter:
         log_from: int,
         add: Iterable[SegmentRef] = (),
         drop: Iterable[str] = (),
+        incarnation: int = 0,
+        tails: bool = False,
+        sync_lost: int = 0,
     ) -> RepositoryState:
         """Create the next manifest: the sole commit. Conflict if another primary has written since."""
         last = self.reader.state
@@ -488,6 +568,9 @@ class RepositoryWriter:
             log_from=log_from,
             add=list(add),
             drop=list(drop),
+            incarnation=incarnation,
+            tails=tails,
+            sync_lost=sync_lost,
         )
         if last and new.seq % manifest.COMPLETE_EVERY == 0:
             new = last.complete_manifest(new)
@@ -503,22 +586,11 @@ class RepositoryWriter:
         taken = self.reader._manifest(new.key, new.repository)
         same = taken.writer == new.writer and [ref.name for ref in taken.add] == [ref.name for ref in new.add]
         if not same:
-            raise Conflict(
-                f"Manifest {new.seq} was written by another primary (epoch {taken.epoch}, ours {new.epoch}). "
-                "This site stops shipping to the target: fail over explicitly, or remove the other writer."
-            )
+            raise _overtaken(taken, new.epoch)
 
 
-def mark_range(marks: Sequence[Mark]) -> manifest.MarkRange | None:
-    """The range that a manifest says of a segment's checkpoints."""
-    if not marks:
-        return None
-    return manifest.MarkRange(
-        first_sequence=marks[0].sequence,
-        last_sequence=marks[-1].sequence,
-        first_stamp=marks[0].stamp_ns,
-        last_stamp=marks[-1].stamp_ns,
-        count=len(marks),
-        app_count=sum(mark.body.app for mark in marks),
-        tags=[(tag, mark.sequence) for mark in marks for tag in mark.body.tags],
+def _overtaken(taken: Manifest, epoch: int) -> Conflict:
+    return Conflict(
+        f"Manifest {taken.seq} was written by another primary (epoch {taken.epoch}, ours {epoch}). "
+        "This site stops shipping to the target: fail over explicitly, or remove the other writer."
     )

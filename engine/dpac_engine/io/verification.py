@@ -9,7 +9,7 @@ import blake3
 import msgspec
 
 from dpac_api.errors import Corruption, Invalid, NotFound, Unrecoverable, Unsupported
-from dpac_engine.core import manifest
+from dpac_engine.core import manifest, tail
 from dpac_engine.core.checkpoints import Mark, checkpoint_id
 from dpac_engine.core.damage import (
     EVERY_CHECKPOINT,
@@ -85,6 +85,7 @@ class Verifier:
             self._read_segments()
         self._read_info(bool(newest))
         if self._reader.state is not None:
+            self._read_tails([key for key in listed if key.startswith(tail.PREFIX)])
             self._look_for_spares(listed)
         sound = [mark for mark in self._marks if not self._is_hurt(mark.sequence)]
         return Verification(
@@ -326,6 +327,15 @@ class Verifier:
             except Corruption:  # an index that the image needs is lost too, and has a finding of its own
                 paths |= {b"(files whose names are lost)"}
         return [path.decode(errors="backslashreplace") for path in sorted(paths)]
+
+    def _read_tails(self, listed: Sequence[str]) -> None:
+        self._seen.update(listed)
+        for name, damage in self._reader.read_tails():
+            self._find(name, damage.message)
+        stored = {mark.id for mark in self._marks}
+        for ref in self._reader.ranges():
+            if ref.name.startswith(tail.PREFIX):
+                self._marks += [mark for mark in self._reader.exact_marks(ref) if mark.id not in stored]
 
     # -------------------------------------------------------------- what nothing needs
 

@@ -163,12 +163,13 @@ def _members(observed: GroupStatus) -> RenderableType:
 
 
 def _legs(observed: GroupStatus) -> RenderableType:
-    rows = table("LEG", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST", "STORED", "")
+    rows = table("LEG", "MODE", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST", "STORED", "")
     for name, leg in observed.legs.items():
         rows.add_row(
             name,
+            leg.mode,
             leg.target,
-            leg.data_state,
+            f"{leg.data_state}, {leg.sync.phase}" if leg.sync else leg.data_state,
             f"{leg.seeded_fraction:.0%}",
             duration(leg.rpo_seconds),
             duration(leg.lag_seconds),

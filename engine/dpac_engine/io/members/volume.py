@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from dpac_api.errors import Conflict, Invalid, NotFound
 from dpac_engine.core.records import HEADER_BYTES, Header, Kind
@@ -82,6 +82,33 @@ def signature_of(path: Path) -> Signature | None:
     return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
+class Commits(Protocol):
+    """What decides when a change may be acknowledged as durable."""
+
+    @property
+    def durable_acks(self) -> bool:
+        """Every change is acknowledged only then."""
+
+    def when_committed(self, lsn: int, done: Callable[[OSError | None], None]) -> None:
+        """Call `done(None)` once everything before `lsn` may be, or with the error that broke the journal."""
+
+    def when_released(self, done: Callable[[OSError | None], None]) -> None:
+        """Call `done(None)` once what is not in the journal may be."""
+
+
+class LocalCommits:
+    """Durable means durable in the spool."""
+
+    durable_acks = False
+
+    def __init__(self, spool: Spool) -> None:
+        self.when_committed = spool.when_durable
+
+    def when_released(self, done: Callable[[OSError | None], None]) -> None:
+        """See `Commits`."""
+        done(None)
+
+
 class Volume:
     """One volume member. All methods but `*_blocking` belong to the event loop. An `Export`."""
 
@@ -113,6 +140,7 @@ class Volume:
         self.bypass = False
         self.bypassing: Callable[[], None] = lambda: None
         """Called once the file has all that the journal held, before the first change that the journal will not have."""
+        self.commits: Commits = LocalCommits(spool)
         self._stopped = False
         self.backpressure = False
         self._relief: list[Callable[[], None]] = []
@@ -239,14 +267,27 @@ class Volume:
             done(self.error or Stopped())
         elif self.bypass:
             future = self._loop.run_in_executor(self._executor, os.fdatasync, self._fd)
-            future.add_done_callback(lambda outcome: done(as_os_error(outcome.exception())))
+            future.add_done_callback(lambda outcome: self._synced(as_os_error(outcome.exception()), done))
         else:
-            self._spool.when_durable(self._spool.head_lsn, lambda error: self._flushed(error, done))
+            self.commits.when_committed(self._spool.head_lsn, lambda error: self._flushed(error, done))
+
+    @property
+    def durable_acks(self) -> bool:
+        """See `Export.durable_acks`."""
+        return self.commits.durable_acks
+
+    def _synced(self, error: OSError | None, done: Callable[[OSError | None], None]) -> None:
+        if error is not None:
+            done(error)
+        else:
+            self.commits.when_released(done)
 
     def _flushed(self, error: OSError | None, done: Callable[[OSError | None], None]) -> None:
         if error is not None:
             # The journal failed under a waiting FLUSH: it is answered once the file has everything instead.
             self.write_through_from_now()
+            self._synced(self.error, done)
+            return
         done(self.error)
 
     def read_now(self, offset: int, length: int) -> bytes | memoryview | None:

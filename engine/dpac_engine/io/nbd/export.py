@@ -55,6 +55,10 @@ class Export(Protocol):
     size_bytes: int
     read_only: bool
 
+    @property
+    def durable_acks(self) -> bool:
+        """Every change is acknowledged only once `flush` answers for it, on any socket. May change."""
+
     def submit(self, changes: Sequence[Change]) -> None:
         """Take the changes in order. When this returns they lie in memory that outlives this process: the
         server may acknowledge them. Raises OSError (the client gets its errno): then none of the changes is

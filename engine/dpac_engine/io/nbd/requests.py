@@ -72,7 +72,8 @@ class RequestParser:
     def __init__(self, *, structured: bool, block_status: bool, durable_acks: bool) -> None:
         self._structured = structured
         self._block_status = block_status
-        self._durable_acks = durable_acks
+        self.durable_acks = durable_acks
+        """Changes are answered once they are durable, from the next round on."""
         self._discard: Refusal | None = None
         self._discard_bytes = 0
 
@@ -82,7 +83,7 @@ class RequestParser:
         writable = not read_only
         at = start if self._discard is None else self._discard_payload(found, start, end)
         add_change = found.changes.append
-        add_cookie = (found.durable if self._durable_acks else found.acked).append
+        add_cookie = (found.durable if self.durable_acks else found.acked).append
         while end - at >= REQUEST_BYTES:
             magic, flags, command, cookie, offset, length = REQUEST.unpack_from(view, at)
             if magic != REQUEST_MAGIC:
@@ -136,7 +137,7 @@ class RequestParser:
         elif command in _CHANGES:
             kind = ChangeKind.ZERO if flags & nbd.CMD_FLAG_NO_HOLE else _CHANGES[command]
             found.changes.append(Change(kind, offset, length, data))
-            late = self._durable_acks or flags & nbd.CMD_FLAG_FUA
+            late = self.durable_acks or flags & nbd.CMD_FLAG_FUA
             (found.durable if late else found.acked).append(cookie)
         else:
             found.queries.append(request)

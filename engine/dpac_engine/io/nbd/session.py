@@ -54,6 +54,7 @@ class Session:
         self.leaving = False
         """The client goes: what it asked for before is answered, nothing more is read."""
         self._export = enter.export
+        self._durable_acks = durable_acks
         self._structured = enter.structured
         self._buffer = buffer
         self._readers = readers
@@ -115,6 +116,7 @@ class Session:
         if len(buffer) < buffer.wanted:
             return False
         start = buffer.start
+        self._parser.durable_acks = self._durable_acks or export.durable_acks
         found = self._parser.parse(buffer.view, start, buffer.end, exported_bytes(export), export.read_only)
         if found.next == start:
             buffer.consume(start, found.wanted)

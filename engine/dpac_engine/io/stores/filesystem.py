@@ -15,7 +15,7 @@ from dpac_engine.core.ports import TargetMissing
 from dpac_engine.io.files import make_folder, sync_folder
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
-_SCRATCH = ".tmp"
+SCRATCH = ".tmp"
 """Unfinished objects lie here, outside every listing."""
 
 
@@ -30,14 +30,14 @@ class FilesystemStore:
     def put(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.put`."""
         path = self._path(key)
-        with _mapped(f"write {key}", self.root), self._written_aside(path, data) as aside:
+        with mapped(f"write {key}", self.root), self._written_aside(path, data) as aside:
             os.replace(aside, path)
             sync_folder(path.parent)
 
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.create`: `link` fails where the name is taken, atomically, on NFS too."""
         path = self._path(key)
-        with _mapped(f"write {key}", self.root), self._written_aside(path, data) as aside:
+        with mapped(f"write {key}", self.root), self._written_aside(path, data) as aside:
             try:
                 os.link(aside, path)
             except FileExistsError:
@@ -46,7 +46,7 @@ class FilesystemStore:
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """See `core.ports.Store.get`."""
-        with _mapped(f"read {key}", self.root), self._path(key).open("rb", buffering=0) as file:
+        with mapped(f"read {key}", self.root), self._path(key).open("rb", buffering=0) as file:
             wanted = os.fstat(file.fileno()).st_size - offset if length is None else length
             parts: list[bytes] = []
             while wanted > 0:
@@ -60,12 +60,12 @@ class FilesystemStore:
 
     def size(self, key: str) -> int:
         """See `core.ports.Store.size`."""
-        with _mapped(f"read {key}", self.root):
+        with mapped(f"read {key}", self.root):
             return self._path(key).stat().st_size
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
         """See `core.ports.Store.list`."""
-        with _mapped(f"list {prefix}", self.root):
+        with mapped(f"list {prefix}", self.root):
             if not self.root.is_dir():
                 raise FileNotFoundError(errno.ENOENT, "No such directory", str(self.root))
             folder, _, _ = prefix.rpartition("/")
@@ -75,12 +75,12 @@ class FilesystemStore:
     def delete(self, key: str) -> None:
         """See `core.ports.Store.delete`."""
         path = self._path(key)
-        with _mapped(f"delete {key}", self.root), contextlib.suppress(FileNotFoundError):
+        with mapped(f"delete {key}", self.root), contextlib.suppress(FileNotFoundError):
             path.unlink()
             sync_folder(path.parent)
 
     def _path(self, key: str) -> Path:
-        if len(key) > 512 or not _KEY.fullmatch(key) or ".." in key.split("/") or key.startswith(_SCRATCH):
+        if len(key) > 512 or not _KEY.fullmatch(key) or ".." in key.split("/") or key.startswith(SCRATCH):
             raise Invalid(f"{key!r} is not an object key: parts of letters, digits, '.', '_' and '-', joined by '/'.")
         return self.root / key
 
@@ -94,7 +94,7 @@ class FilesystemStore:
 
     @contextlib.contextmanager
     def _written_aside(self, path: Path, data: bytes | memoryview) -> Iterator[Path]:
-        scratch = self.root / _SCRATCH
+        scratch = self.root / SCRATCH
         scratch.mkdir(exist_ok=True)  # never `root` itself: a mount that is away must not be written beneath
         self._make_folders(path.parent)
         aside = scratch / secrets.token_hex(16)
@@ -117,14 +117,14 @@ def _files_below(folder: Path, prefix: str) -> Iterator[str]:
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            if prefix or entry.name != _SCRATCH:
+            if prefix or entry.name != SCRATCH:
                 yield from _files_below(Path(entry.path), f"{prefix}{entry.name}/")
         else:
             yield f"{prefix}{entry.name}"
 
 
 @contextlib.contextmanager
-def _mapped(what: str, root: Path) -> Iterator[None]:
+def mapped(what: str, root: Path) -> Iterator[None]:
     """Errors of the operating system as errors of the tree."""
     try:
         yield
