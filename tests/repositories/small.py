@@ -45,7 +45,8 @@ class Clock:
 class SmallRepository:
     """Its store, its keys, and what each checkpoint holds. `steps` of log come after the seed."""
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
+    def __init__(self, folder: Path, seed: int = 0, size_bytes: int = SIZE_BYTES) -> None:
+        self.size_bytes = size_bytes
         (folder / "keys").mkdir(parents=True)
         (folder / "keys" / "kek").write_bytes(bytes(range(32)))
         self.keyring = Keyring(folder / "keys")
@@ -58,7 +59,7 @@ class SmallRepository:
         self.writer.open()
         self.content: dict[str, Content] = {}
         self.lsn, self.sequence = 64, 0
-        self.device, self.files = bytearray(SIZE_BYTES), dict[bytes, bytes]()
+        self.device, self.files = bytearray(self.size_bytes), dict[bytes, bytes]()
         escrow_keys = [PrivateKey.generate().public for _ in range(2)]
         self.writer.put_escrow(escrow_keys)
         self.writer.put_spec(1, SpecObject("shop", "5" * 32, 1, {"members": {}, "encryption": {"escrow": escrow_keys}}))
@@ -86,9 +87,9 @@ class SmallRepository:
     def seed(self) -> None:
         """The state before the log, as fill rows."""
         rows = SegmentWriter()
-        first = self.random.randbytes(SIZE_BYTES // 2)
+        first = self.random.randbytes(self.size_bytes // 2)
         rows.add(Kind.RESET, Flags.SEED, DISK, 64, 1, 0, 0, b"")
-        rows.add(Kind.RESIZE, Flags.SEED, DISK, 64, 1, 0, SIZE_BYTES, b"")
+        rows.add(Kind.RESIZE, Flags.SEED, DISK, 64, 1, 0, self.size_bytes, b"")
         rows.add(Kind.FILL, Flags.SEED, DISK, 64, 1, 0, len(first), first)
         self.device[: len(first)] = first
         rows.add(Kind.RESET, Flags.SEED, ORDERS, 64, 1, 0, 0, b"")
@@ -105,8 +106,8 @@ class SmallRepository:
         self._log([self._overwrite])
 
     def _overwrite(self, rows: SegmentWriter) -> None:
-        self.device[:] = self.random.randbytes(SIZE_BYTES)
-        self._add(rows, Kind.WRITE, 0, SIZE_BYTES, bytes(self.device))
+        self.device[:] = self.random.randbytes(self.size_bytes)
+        self._add(rows, Kind.WRITE, 0, self.size_bytes, bytes(self.device))
         for path in self.files:
             self._put_file(rows, path, self.random.randbytes(100))
 
@@ -142,7 +143,7 @@ class SmallRepository:
             self._delete_file(rows, self.random.choice(sorted(self.files)))
         else:
             length = self.random.randint(1, 4000)
-            offset = self.random.randrange(SIZE_BYTES - length)
+            offset = self.random.randrange(self.size_bytes - length)
             data = self.random.randbytes(length) if what == "write" else bytes(length)
             kind, payload = (Kind.WRITE, data) if what == "write" else (Kind.ZERO, b"")
             self._add(rows, kind, offset, length, payload)
@@ -209,14 +210,14 @@ class SmallRepository:
                 path: b"".join(tree.read_chunk(digest) for digest in decode_entry(value, tree.read_chunk).digests)
                 for path, value in tree.entries()
             }
-            return image.volume(DISK).read(0, SIZE_BYTES), files
+            return image.volume(DISK).read(0, self.size_bytes), files
         except DpacError as error:
             return error
 
 
-def small_repository(folder: Path, seed: int = 0) -> SmallRepository:
+def small_repository(folder: Path, seed: int = 0, size_bytes: int = SIZE_BYTES) -> SmallRepository:
     """Seeded, logged, merged and logged again: base, fill, log, orphans, an older declaration."""
-    made = SmallRepository(folder, seed)
+    made = SmallRepository(folder, seed, size_bytes)
     made.seed()
     for _ in range(3):
         made.write()

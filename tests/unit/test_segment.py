@@ -14,6 +14,7 @@ from dpac_engine.core.checkpoints import MarkBody
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import (
     BLOCK_BYTES,
+    BULK_BLOCK_BYTES,
     FOOTER_BYTES,
     HEADER_BYTES,
     SegmentHeader,
@@ -91,6 +92,24 @@ def test_payloads_of_any_size_are_cut_into_blocks(count: int) -> None:
         data = rows.seal(HEADER, DATA_KEY, 1)
         assert read_all(data) == payload
         assert opened(data).block_count == -(-count // BLOCK_BYTES)
+
+
+@pytest.mark.parametrize("block_bytes", [BLOCK_BYTES, BULK_BLOCK_BYTES])
+def test_the_header_says_how_long_a_block_is(block_bytes: int) -> None:
+    """A reader cuts as the writer did, and needs nobody to tell it."""
+    payload = incompressible(3 * BULK_BLOCK_BYTES + 1)
+    rows = SegmentWriter()
+    rows.add(Kind.FILL, 0, 1, 64, 1, 0, len(payload), payload)
+    data = rows.seal(dataclasses.replace(HEADER, block_bytes=block_bytes), DATA_KEY, 1)
+    assert opened(data).header.block_bytes == block_bytes
+    assert opened(data).block_count == len(payload) // block_bytes + 1
+    assert read_all(data) == payload
+
+
+def test_blocks_of_a_length_that_no_build_writes_are_refused() -> None:
+    """Not misread."""
+    with pytest.raises(Unsupported, match="blocks of 4096 bytes"):
+        opened(sample().seal(dataclasses.replace(HEADER, block_bytes=4096), DATA_KEY, 1))
 
 
 def test_any_flipped_bit_is_corruption() -> None:

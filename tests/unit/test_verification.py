@@ -17,19 +17,19 @@ import pytest
 from dpac_api.errors import Corruption, DpacError, Unrecoverable, Unsupported
 from dpac_engine.core import manifest, retention
 from dpac_engine.core.damage import EVERY_CHECKPOINT, Finding, Verification
-from dpac_engine.core.segment import BLOCK_BYTES, SegmentKind
-from tests.repositories.small import SmallRepository, small_repository
+from dpac_engine.core.segment import BULK_BLOCK_BYTES, SegmentKind
+from tests.repositories.small import SIZE_BYTES, SmallRepository, small_repository
 
 SAMPLES = 160
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallRepository:
+def repository(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallRepository:
     """Every fourth manifest complete, and merged however little there is, so that a small one has all there can be."""
     monkeypatch.setattr(manifest, "COMPLETE_EVERY", 4)
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
     monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
-    return small_repository(tmp_path)
+    return small_repository(tmp_path, size_bytes=getattr(request, "param", SIZE_BYTES))
 
 
 def live(repository: SmallRepository) -> set[str]:
@@ -191,12 +191,13 @@ def test_an_older_manifest_put_back_is_found(repository: SmallRepository) -> Non
     repository.store.objects[names[-1]] = sound
 
 
+@pytest.mark.parametrize("repository", [3 * BULK_BLOCK_BYTES], indirect=True)
 def test_damage_is_named_by_member_range_and_path(repository: SmallRepository) -> None:
     """The base's first block holds ranges of the disk, its last one files too: those are named, with what each is."""
     first = damage_block(repository, 0)
     (disk,) = first.lost
     assert disk.member == "disk"
-    assert sum(length for _, length in disk.ranges) == BLOCK_BYTES
+    assert sum(length for _, length in disk.ranges) == BULK_BLOCK_BYTES
     assert first.exact
     last = damage_block(repository, -1)
     orders = next(part for part in last.lost if part.member == "orders")
@@ -222,7 +223,7 @@ def damage_block(repository: SmallRepository, number: int) -> Finding:
 
 def test_a_checkpoint_after_the_damaged_data_was_overwritten_is_not_hurt(tmp_path: Path) -> None:
     """A write, a checkpoint, the same range written again, a checkpoint: the first write's damage hurts the first alone."""
-    repository = SmallRepository(tmp_path)
+    repository = SmallRepository(tmp_path, size_bytes=3 * BULK_BLOCK_BYTES)
     repository.seed()
     repository.write()
     base = repository.reader().refs()[0]

@@ -15,7 +15,8 @@ from dpac_engine.control.host_checks import check_restore_path
 from dpac_engine.control.image_reading import pieces, stored_bytes
 from dpac_engine.control.operations import Cast
 from dpac_engine.control.recovery import ImageView, VolumeView
-from dpac_engine.io.files import sync_folder
+from dpac_engine.io.files import sync_folder, written_back
+from dpac_engine.io.holes import write_sparse
 
 _CHOOSE, _WRITE, _RENAME = "choose checkpoint", "write aside", "rename"
 _TREE = "tree"
@@ -88,11 +89,12 @@ class Restore:
             )
         with open(self._aside, "xb") as file:
             os.truncate(file.fileno(), volume.size_bytes)
-            for offset, data in pieces(volume):
-                os.pwrite(file.fileno(), data, offset)
-                done += len(data)
-                self._cast.progress(f"{done} of {goal} bytes written")
-            os.fsync(file.fileno())
+            with written_back(file.fileno()) as wrote:
+                for offset, data in pieces(volume):
+                    write_sparse(file.fileno(), data, offset)
+                    done += len(data)
+                    wrote(len(data))
+                    self._cast.progress(f"{done} of {goal} bytes written")
         return done
 
     def _rename(self) -> str:

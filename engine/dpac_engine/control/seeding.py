@@ -2,19 +2,27 @@
 
 A seed begins with a reset, then carries the state piece by piece, each as of its own LSN while the application writes on;
 the log from the seed's beginning on makes it whole. A volume's seed resumes where it was; a directory's begins again.
+Several pieces are sealed and on their way to the target at the same time (`SeedStream`); they are committed in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from dpac_engine.core.manifest import SegmentRef
 from dpac_engine.core.records import Flags, KeyChange, Kind
 from dpac_engine.core.segment import SegmentWriter
+from dpac_engine.io.daemon_thread import DaemonThread
 
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 16 * 2**20
+PIECES_UNDER_WAY = 3
+"""Held in memory at most, plain and sealed: one is read while others are compressed, encrypted and written."""
 READ_BYTES = 2**20
+_ZEROES = bytes(READ_BYTES)
 SEARCH_BYTES = 2**30
 """How far one piece looks for data past holes."""
 
@@ -83,7 +91,7 @@ class Seeding:
         for offset, length in await volume.allocated(self.position, end - self.position):
             for at in range(offset, offset + length, READ_BYTES):
                 lsn, data = await volume.read_for_seed(at, min(READ_BYTES, offset + length - at))
-                if data.count(0) != len(data):
+                if data != _ZEROES[: len(data)]:
                     self._add(rows, Kind.FILL, lsn, at, len(data), data)
                 self.position = at + len(data)
                 if rows.plain_bytes >= PIECE_BYTES:
@@ -114,3 +122,47 @@ class Seeding:
         key: tuple[int, bytes] | None = None,
     ) -> None:
         rows.add(kind, Flags.SEED, self.ordinal, lsn, self.stamp(), offset, length, payload, key)
+
+
+PutPiece = Callable[[Piece], Sequence[SegmentRef]]
+"""Stores what a piece holds, in a thread; no commit names it yet."""
+
+
+class SeedStream:
+    """A seed on its way: pieces are put side by side, each in a thread of its own, and arrive in order."""
+
+    def __init__(self, name: str, seeding: Seeding, put: PutPiece) -> None:
+        self.seeding = seeding
+        self._put = put
+        self._threads = deque(DaemonThread(f"{name}-{number}") for number in range(PIECES_UNDER_WAY))
+        self._under_way: deque[tuple[Piece, asyncio.Future[Sequence[SegmentRef]]]] = deque()
+        self._read_whole = False
+
+    async def read_on(self) -> None:
+        """Read pieces and send them off until enough are under way; errors of the member's reading surface here."""
+        while not self._read_whole and len(self._under_way) < PIECES_UNDER_WAY:
+            piece = await self.seeding.next_piece()
+            self._read_whole = piece.ready_lsn is not None
+            # In turn: the thread whose piece arrived longest ago is free.
+            self._threads.rotate()
+            self._under_way.append((piece, asyncio.ensure_future(self._threads[0].run(self._put, piece))))
+
+    async def arrived(self) -> list[tuple[Piece, Sequence[SegmentRef]]]:
+        """The oldest piece under way and those that arrived with it, in order; errors of the target surface here."""
+        found: list[tuple[Piece, Sequence[SegmentRef]]] = []
+        while self._under_way and (not found or self._under_way[0][1].done()):
+            piece, putting = self._under_way[0]
+            found.append((piece, await putting))
+            self._under_way.popleft()
+        return found
+
+    async def abandon(self) -> None:
+        """Wait for what is under way, which no commit will name, and end."""
+        await asyncio.gather(*(putting for _, putting in self._under_way), return_exceptions=True)
+        self.close()
+
+    def close(self) -> None:
+        """End without waiting."""
+        self._under_way.clear()
+        for thread in self._threads:
+            thread.stop()

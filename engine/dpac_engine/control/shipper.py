@@ -19,7 +19,7 @@ import numpy as np
 from dpac_api.errors import Conflict, Corruption, DpacError, Temporary
 from dpac_api.models import DataState, LegSpec
 from dpac_engine.control.group_state import LegMemory
-from dpac_engine.control.seeding import Piece, Seeding, SeedSource
+from dpac_engine.control.seeding import Piece, Seeding, SeedSource, SeedStream
 from dpac_engine.core import sealing, tail
 from dpac_engine.core.checkpoints import Mark, decode_mark
 from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
@@ -167,7 +167,7 @@ class Shipper:
     _committed_seq: int | None = None
     _writers: set[str] = field(default_factory=set)
     _compact_at: float = 0.0
-    _seeding: Seeding | None = None
+    _seed: SeedStream | None = None
     _task: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -184,6 +184,8 @@ class Shipper:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         self._thread.stop()
+        if self._seed is not None:
+            self._seed.close()
         self._settled.set()
 
     def nudge(self) -> None:
@@ -228,10 +230,11 @@ class Shipper:
         return done / len(infos) if infos else 1.0
 
     def _seed_fraction(self, ordinal: int) -> float:
-        if self._seeding is None or self._seeding.ordinal != ordinal:
+        seeding = self._seed.seeding if self._seed else None
+        if seeding is None or seeding.ordinal != ordinal:
             return 0.0
-        size = getattr(self._seeding.source, "size_bytes", 0)
-        return min(self._seeding.position / size, 1.0) if size else 0.0
+        size = getattr(seeding.source, "size_bytes", 0)
+        return min(seeding.position / size, 1.0) if size else 0.0
 
     # ------------------------------------------------------------------ the loop
 
@@ -240,7 +243,7 @@ class Shipper:
         while True:
             try:
                 if self._reopens:
-                    self._reopens, self._writer, self._seeding = False, None, None
+                    self._reopens, self._writer = False, None
                 if self._writer is None:
                     await self._open()
                 await self._step()
@@ -267,7 +270,7 @@ class Shipper:
         if self.error is None or self.error.message != error.message:
             log.warning("leg %s: %s", self.name, error.message)
         self.data_state, self.error = state, error
-        self._writer = self._seeding = None
+        self._writer = None
         self._settled.set()
 
     async def _pause(self, seconds: float) -> None:
@@ -281,6 +284,7 @@ class Shipper:
                     self._wake.clear()
 
     async def _open(self) -> None:
+        await self._abandon_seed()
         writer = await self._thread.run(self._open_blocking)
         state, memory = writer.state, self.memory
         self._log_from = memory.cursor
@@ -566,14 +570,16 @@ class Shipper:
         return None
 
     async def _seed_piece(self) -> bool:
-        """Send one piece of a seed; False if every member is here or comes by the log."""
-        if self._seeding is None or not self._is_current(self._seeding):
-            self._seeding = self._next_seed()
-        seeding = self._seeding
-        if seeding is None:
+        """Send some of a seed and commit what has arrived; False if every member is here or comes by the log."""
+        if self._seed is None or not self._is_current(self._seed.seeding):
+            await self._abandon_seed()
+            seeding = self._next_seed()
+            self._seed = SeedStream(f"leg-{self.name}-seed", seeding, self._put_seed) if seeding else None
+        if self._seed is None:
             return False
+        stream, seeding = self._seed, self._seed.seeding
         try:
-            piece = await seeding.next_piece()
+            await stream.read_on()
         except OSError as error:
             if self._is_current(seeding):
                 name = self.group.member_infos()[seeding.ordinal].name
@@ -581,35 +587,43 @@ class Shipper:
                     f"Member {name} cannot be read for its seed: {error}. Check what it lies on."
                 ) from error
             return True
+        arrived = await stream.arrived()
         if not self._is_current(seeding):
             return True  # it was detached, or changed unseen, meanwhile
         members = self._members()
         member = members[seeding.ordinal]
-        if piece.begins:
-            member = member.reseeding(piece.from_lsn, seeding.content)
-        members[seeding.ordinal] = (
-            member.at_seed_position(piece.position) if piece.ready_lsn is None else member.seeded(piece.ready_lsn)
-        )
-        await self._thread.run(self._store_seed, piece, members)
-        if piece.ready_lsn is not None:
-            self._seeding = None
+        for piece, _ in arrived:
+            if piece.begins:
+                member = member.reseeding(piece.from_lsn, seeding.content)
+            ready = piece.ready_lsn
+            member = member.at_seed_position(piece.position) if ready is None else member.seeded(ready)
+        members[seeding.ordinal] = member
+        await self._thread.run(self._commit, members=members, add=[ref for _, refs in arrived for ref in refs])
+        if arrived[-1][0].ready_lsn is not None:
+            await self._abandon_seed()
         return True
+
+    async def _abandon_seed(self) -> None:
+        """End a seed; one that is not whole begins again later, or resumes where the last commit left it."""
+        stream, self._seed = self._seed, None
+        if stream is not None:
+            await stream.abandon()
 
     def _is_current(self, seeding: Seeding) -> bool:
         info = self.group.member_infos().get(seeding.ordinal)
         return info is not None and info.source is seeding.source and info.content == seeding.content
 
-    def _store_seed(self, piece: Piece, members: dict[int, MemberState]) -> None:
-        add = []
-        if len(piece.rows):
-            stamp = self.group.stamp()
-            add.append(self._put(piece.rows, [], SegmentKind.FILL, piece.from_lsn, piece.to_lsn, (stamp, stamp)))
-        self._commit(members=members, add=add)
+    def _put_seed(self, piece: Piece) -> Sequence[SegmentRef]:
+        if not len(piece.rows):
+            return ()
+        stamp = self.group.stamp()
+        return (self._put(piece.rows, [], SegmentKind.FILL, piece.from_lsn, piece.to_lsn, (stamp, stamp)),)
 
     async def _begin_resync(self) -> None:
         """The log between the target's cursor and now is gone: it goes on from now, and every member is seeded anew."""
         head = self.group.spool.durable_lsn
-        self._log_from, self._seeding = head, None
+        await self._abandon_seed()
+        self._log_from = head
         members = {
             ordinal: member.reseeding(head, member.content)
             if member.ready or member.seed_position is not None

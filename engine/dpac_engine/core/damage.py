@@ -16,7 +16,7 @@ import numpy as np
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image, Span
 from dpac_engine.core.records import Kind
-from dpac_engine.core.segment import BLOCK_BYTES, RowArray
+from dpac_engine.core.segment import RowArray
 
 FOLDS_MAX = 256
 """A segment's own checkpoints are looked at one by one up to so many; with more, all of them count as hurt."""
@@ -89,15 +89,15 @@ class Verification:
     """Number of the newest manifest seen, whether sound or not; 0: none."""
 
 
-def spans_of_blocks(numbers: Iterable[int]) -> list[Span]:
+def spans_of_blocks(numbers: Iterable[int], block_bytes: int) -> list[Span]:
     """Bytes of the block stream that those blocks hold, neighbours joined."""
     spans: list[Span] = []
     for number in sorted(numbers):
-        begin = number * BLOCK_BYTES
+        begin = number * block_bytes
         if spans and spans[-1].end == begin:
-            spans[-1] = Span(spans[-1].begin, begin + BLOCK_BYTES)
+            spans[-1] = Span(spans[-1].begin, begin + block_bytes)
         else:
-            spans.append(Span(begin, begin + BLOCK_BYTES))
+            spans.append(Span(begin, begin + block_bytes))
     return spans
 
 

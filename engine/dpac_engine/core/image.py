@@ -126,8 +126,11 @@ class VolumeImage:
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes `[offset, offset + length)`; Corruption if what is stored is damaged."""
+        pieces = list(self.map.lookup(offset, length))
+        if len(pieces) == 1 and pieces[0].length == length and pieces[0].source != ZEROES:
+            return self._segments[pieces[0].source].read(pieces[0].position, length)
         out = bytearray(length)
-        for piece in self.map.lookup(offset, length):
+        for piece in pieces:
             if piece.source != ZEROES:
                 begin = piece.offset - offset
                 out[begin : begin + piece.length] = self._segments[piece.source].read(piece.position, piece.length)

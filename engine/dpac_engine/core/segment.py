@@ -30,6 +30,9 @@ MAGIC = b"DPACSEG1"
 FOOTER_MAGIC = b"DPACEND1"
 FORMAT_VERSION = 1
 BLOCK_BYTES = 65536
+"""Of a log segment: small, because a mount reads the newest changes at random."""
+BULK_BLOCK_BYTES = 262144
+"""Of fill and merged segments: they hold most of what is stored, and compress better in larger blocks."""
 TAG_BYTES = 16
 TAIL_BYTES = 128 * 1024
 """Read at once from a segment's end: footer and, for up to some ten thousand records, the index."""
@@ -107,6 +110,8 @@ class SegmentHeader:
     level: int = 0
     features: int = SUPPORTED_FEATURES
     optional_features: int = 0
+    block_bytes: int = BLOCK_BYTES
+    """How the block stream is cut."""
 
     def encode(self) -> bytes:
         """The header's bytes, checksum included."""
@@ -127,7 +132,7 @@ class SegmentHeader:
             self.stamp_from,
             self.stamp_to,
             self.membership_version,
-            BLOCK_BYTES,
+            self.block_bytes,
             self.kind,
             self.level,
             bytes(78),
@@ -152,12 +157,12 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
     if (
         version != FORMAT_VERSION
         or features & ~int(SUPPORTED_FEATURES)
-        or block_bytes != BLOCK_BYTES
+        or block_bytes not in (BLOCK_BYTES, BULK_BLOCK_BYTES)
         or kind not in _KINDS
     ):
         raise Unsupported(
-            f"The segment has format {version}, kind {kind} and features {features:#x}; this build reads format "
-            f"{FORMAT_VERSION} and features {int(SUPPORTED_FEATURES):#x}. Use a newer dpac."
+            f"The segment has format {version}, kind {kind}, features {features:#x} and blocks of {block_bytes} bytes; "
+            f"this build reads format {FORMAT_VERSION} and features {int(SUPPORTED_FEATURES):#x}. Use a newer dpac."
         )
     return SegmentHeader(
         group,
@@ -175,6 +180,7 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
         level,
         features,
         optional,
+        block_bytes,
     )
 
 
@@ -333,8 +339,8 @@ class SegmentWriter:
         records = b"".join(part.tobytes() for part in self._parts)
         stream = memoryview(b"".join(self._payloads))
         out, ends, at = [head], [], HEADER_BYTES
-        for number, begin in enumerate(range(0, len(stream), BLOCK_BYTES)):
-            out.append(seal.close(Domain.BLOCK, number, stream[begin : begin + BLOCK_BYTES]))
+        for number, begin in enumerate(range(0, len(stream), header.block_bytes)):
+            out.append(seal.close(Domain.BLOCK, number, stream[begin : begin + header.block_bytes]))
             at += len(out[-1])
             ends.append(at)
         index = _Index(records, np.array(ends, "<u8").tobytes(), self._keys, self._marks)

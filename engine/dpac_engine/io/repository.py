@@ -22,6 +22,7 @@ from dpac_engine.core.ports import Clock, Store
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import (
     BLOCK_BYTES,
+    BULK_BLOCK_BYTES,
     SUPPORTED_FEATURES,
     DataKeys,
     Domain,
@@ -40,8 +41,8 @@ CACHE_BYTES = 64 * 2**20
 OPEN_THREADS = 16
 TAIL_TRIES = 8
 """How often tails are read again while manifests come or they change under the reader."""
-READ_BLOCKS_MAX = 64
-"""Blocks fetched by one read: 4 MiB of plain data."""
+READ_BYTES_MAX = 4 * 2**20
+"""Plain bytes fetched by one read."""
 
 
 class RepositoryInfo(msgspec.Struct, frozen=True):
@@ -145,18 +146,21 @@ class StoredSegment:
 
     def read(self, position: int, length: int) -> bytes:
         """See `image.IndexedSegment`."""
-        first, last = position // BLOCK_BYTES, (position + length - 1) // BLOCK_BYTES
-        if first == last:
-            at = position - first * BLOCK_BYTES
-            return self._block(first)[at : at + length]
-        parts = [self._block(number, last) for number in range(first, last + 1)]
-        begin = position - first * BLOCK_BYTES
-        return b"".join(parts)[begin : begin + length]
+        if not length:
+            return b""
+        block_bytes = self.reader.header.block_bytes
+        first, begin = divmod(position, block_bytes)
+        last = (position + length - 1) // block_bytes
+        parts = [memoryview(self._block(number, last)) for number in range(first, last + 1)]
+        parts[-1] = parts[-1][: position + length - last * block_bytes]
+        parts[0] = parts[0][begin:]
+        return b"".join(parts)
 
-    def _block(self, number: int, last: int | None = None) -> bytes:
+    def _block(self, number: int, last: int) -> bytes:
+        """A block, fetched together with those up to `last` that follow it."""
         block = self._cache.get(self.ref.name, number)
         if block is None:
-            count = 1 if last is None else min(last - number + 1, READ_BLOCKS_MAX)
+            count = min(last - number + 1, READ_BYTES_MAX // self.reader.header.block_bytes)
             try:
                 blocks = self.reader.blocks(number, count)
             except (NotFound, Corruption) as error:
@@ -492,6 +496,7 @@ class RepositoryWriter:
             membership_version=membership_version,
             kind=kind,
             level=level,
+            block_bytes=BLOCK_BYTES if kind is SegmentKind.LOG else BULK_BLOCK_BYTES,
         )
         data = rows.seal(header, self._data_key, compression_level)
         self.store.put(header.name, data)

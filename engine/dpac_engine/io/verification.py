@@ -32,7 +32,7 @@ from dpac_engine.core.records import Keyspace
 from dpac_engine.core.segment import SUPPORTED_FEATURES, SegmentReader, decode_segment_header
 from dpac_engine.io import escrow
 from dpac_engine.io.repository import (
-    READ_BLOCKS_MAX,
+    READ_BYTES_MAX,
     RepositoryInfo,
     RepositoryReader,
     StoredSegment,
@@ -282,7 +282,9 @@ class Verifier:
 
     def _blocks(self, ref: SegmentRef, problem: str, blocks: Sequence[int]) -> Finding:
         """Its index is sound, so what its damaged blocks hold is known, and whom they hurt is computed."""
-        spans = spans_of_blocks(blocks)
+        segment = self._reader.segment(ref)
+        assert isinstance(segment, StoredSegment), "a tail has no blocks"
+        spans = spans_of_blocks(blocks, segment.reader.header.block_bytes)
         ranges, exact = hurt(self._marks, ref.lsn_from, ref.lsn_to, lambda mark: self._needs(mark, ref, spans))
         newest = self._marks[ranges[-1][1] - 1] if ranges else None
         # A chunk that no file uses any more counts as needed until its deletion: telling would mean to read every entry.
@@ -365,8 +367,9 @@ def _name(segment: object) -> str:
 
 def _damaged_blocks(segment: SegmentReader) -> list[int]:
     bad: list[int] = []
-    for first in range(0, segment.block_count, READ_BLOCKS_MAX):
-        count = min(READ_BLOCKS_MAX, segment.block_count - first)
+    step = READ_BYTES_MAX // segment.header.block_bytes
+    for first in range(0, segment.block_count, step):
+        count = min(step, segment.block_count - first)
         try:
             segment.blocks(first, count)
         except Corruption:
