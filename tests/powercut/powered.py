@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.powercut.disk import SYNC_ATTRIBUTE
 from tests.tools import lacking, require_tool
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +84,10 @@ class PoweredDisk:
         log = self.folder / f"operations-{self.cuts}.log"
         print(f"power cut {self.cuts}: seed {seed}, operations in {log}")
         self._ask(cut=seed, log=str(log))
+
+    def sync(self) -> None:
+        """Everything there is becomes durable."""
+        os.setxattr(self.root, SYNC_ATTRIBUTE, b"")
 
     def renew(self) -> None:
         """An empty disk."""

@@ -305,6 +305,26 @@ def _check_site_and_catalogue(root: Path, said: Said) -> None:
     open_whole(site.catalogue_file, site.groups).close()
 
 
+def _listening(root: Path, say: Say) -> None:
+    import socket
+
+    from dpac_engine.control.listening import _describe
+    from dpac_engine.control.serve_options import ServeOptions
+    from dpac_engine.control.site import Site
+
+    _site_made(root, say)
+    with socket.create_server(("127.0.0.1", 0)) as rest:
+        _describe(Site.read(root / "srv" / "dpac"), ServeOptions(data=str(root / "srv" / "dpac")), rest, [])
+        say(port=rest.getsockname()[1])
+
+
+def _check_listening(root: Path, said: Said) -> None:
+    from dpac_engine.control.listening import _last_port
+    from dpac_engine.control.site import Site
+
+    assert _last_port(Site.read(root / "srv" / "dpac").endpoint_file) == said["port"], "REST would listen elsewhere"
+
+
 def _catalogue_lost(root: Path, say: Say) -> None:
     _site_made(root, say)
     os.setxattr(root, SYNC_ATTRIBUTE, b"")
@@ -460,6 +480,15 @@ def _store(root: Path) -> Any:
 def _target(root: Path, say: Say) -> None:
     (root / "target").mkdir()
     os.setxattr(root, SYNC_ATTRIBUTE, b"")
+
+
+def _target_added(root: Path, say: Say) -> None:
+    from dpac_api.models import FilesystemTargetSpec
+    from dpac_engine.control.host_checks import make_target_folder
+
+    make_target_folder(FilesystemTargetSpec(path=str(root / "target")))
+    _store(root).create("one", b"1" * 9000)
+    say(objects={"one": "1"})
 
 
 def _object_put(root: Path, say: Say) -> None:
@@ -648,9 +677,11 @@ SCENARIOS = {
     "an escrow key": Scenario((_escrow_key_made,), _check_escrow_key),
     "a confirmed escrow": Scenario((_kek, _escrow_confirmed), _check_confirmed),
     "an answered request": Scenario((_request_answered,), _check_answered),
+    "where REST listens": Scenario((_listening,), _check_listening),
     "a rebuilt catalogue": Scenario((_catalogue_lost, _catalogue_rebuilt), _check_site_and_catalogue),
     "an assignment": Scenario((_assigned,), _check_assigned),
     "a drained group": Scenario((_drained,), _check_drained),
+    "a target added": Scenario((_target_added,), _check_objects),
     "a stored object": Scenario((_target, _object_put), _check_objects),
     "an object beside others": Scenario((_target, _object_put_beside), _check_objects),
     "a created object": Scenario((_target, _object_created), _check_objects),

@@ -11,6 +11,8 @@ PROOFS = {
     f"{_CONTROL}.catalogue:_engine._connected:PRAGMA synchronous=FULL": "an answered request",
     f"{_CONTROL}.catalogue_rebuild:rebuild:sync_folder": "a rebuilt catalogue",
     f"{_CONTROL}.group:Group._store_state:replace_file": "a group's state",
+    f"{_CONTROL}.host_checks:make_target_folder:make_folder": "a target added",
+    f"{_CONTROL}.listening:_describe:replace_file": "where REST listens",
     f"{_CONTROL}.mounts:Mounts._record:replace_file": "a mount",
     f"{_CONTROL}.mounts:Mounts._open_members:make_folder": "a FLUSH of a mount",
     f"{_CONTROL}.reconciler:Reconciler._write_assignment:make_folder": "an assignment",

@@ -21,6 +21,7 @@ from dpac_api.models import (
     TargetSpec,
     VolumeSpec,
 )
+from dpac_engine.io.files import make_folder
 
 
 class Claim(NamedTuple):
@@ -187,7 +188,7 @@ def make_target_folder(spec: TargetSpec) -> None:
     if isinstance(spec, S3TargetSpec):
         return
     try:
-        Path(spec.path).mkdir(exist_ok=True)
+        make_folder(Path(spec.path), 0o777)
     except OSError as cause:
         raise Invalid(f"{spec.path} cannot be created: {cause.strerror}.", property_path="spec.path") from cause
 

@@ -103,4 +103,4 @@ def _describe(site: Site, options: ServeOptions, rest: socket.socket, workers: l
             for index, sockets in enumerate(workers)
         ],
     }
-    replace_file(site.endpoint_file, (json.dumps(description, indent=1) + "\n").encode(), durable=False)
+    replace_file(site.endpoint_file, (json.dumps(description, indent=1) + "\n").encode())
