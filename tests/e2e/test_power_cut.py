@@ -226,6 +226,25 @@ def assert_promises_kept(site: LiveSite, chain: Chain, requests: Requests, chanc
     assert_repository_whole(site)
 
 
+def play_round(site: LiveSite, disk: PoweredDisk, chain: Chain, chance: random.Random, number: int, seed: int) -> None:
+    """Work, a cut in the middle of it, a start with what is left, and every promise looked at."""
+    requests = Requests(site, chain, resolve(environ=site.environ), number)
+    chain.start()
+    requests.start()
+    goal = len(chain.writes) + chance.randrange(50, 2500)
+    until(lambda: len(chain.writes) >= goal and requests.tags, "there is work under way")
+    cut(site, disk, seed)
+    chain.join()
+    requests.join()
+    sent, flushed = len(chain.writes), chain.flushed
+    site.start()
+    assert_promises_kept(site, chain, requests, chance)
+    print(
+        f"round {number}: {sent} writes, {flushed} flushed, {len(chain.writes)} kept; {len(requests.tokens)} tokens, "
+        f"{len(requests.tags)} tags, {len(requests.available)} checkpoints seen at the target"
+    )
+
+
 @pytest.mark.parametrize(
     "rounds",
     [
@@ -240,19 +259,5 @@ def test_a_backend_keeps_what_it_promised_through_power_cuts(
     chance = random.Random(seed)
     chain = Chain(site, chance)
     for number in range(rounds):
-        requests = Requests(site, chain, resolve(environ=site.environ), number)
-        chain.start()
-        requests.start()
-        goal = len(chain.writes) + chance.randrange(50, 2500)
-        until(lambda goal=goal: len(chain.writes) >= goal and requests.tags, "there is work under way")
-        cut(site, disk, 0 if number == 0 else seed + number)
-        chain.join()
-        requests.join()
-        sent, flushed = len(chain.writes), chain.flushed
-        site.start()
-        assert_promises_kept(site, chain, requests, chance)
-        print(
-            f"round {number}: {sent} writes, {flushed} flushed, {len(chain.writes)} kept; {len(requests.tokens)} tokens, "
-            f"{len(requests.tags)} tags, {len(requests.available)} checkpoints seen at the target"
-        )
+        play_round(site, disk, chain, chance, number, seed + number if number else 0)
     assert chain.flushes > 0
