@@ -115,6 +115,13 @@ class LiveSite(Backend):
         self.dpac("group", "apply", "-f", str(declaration))
         until(lambda: self.rest.group_status(group).protected, f"{group} is protected")
 
+    def protect_to(self, group: str, spec: dict[str, Any]) -> None:
+        """Declare a group by its whole spec, and wait until it is protected."""
+        declaration = self.folder / f"{group}.yaml"
+        declaration.write_text(yaml.safe_dump({"name": group, **spec}))
+        self.dpac("group", "apply", "-f", str(declaration))
+        until(lambda: self.rest.group_status(group).protected, f"{group} is protected")
+
     def protect_volume(self, group: str, size_bytes: int, *, rpo: str = "1s") -> Path:
         """A group of one volume, `disk`; returns the volume's file."""
         path = self.folder / f"{group}.raw"

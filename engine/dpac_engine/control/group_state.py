@@ -39,6 +39,8 @@ class LegMemory(msgspec.Struct):
 
     cursor: int
     """The log before this LSN is at the target, or not wanted there."""
+    repository_uid: str = ""
+    """What it found, or made, at its target: nothing else is ever written to in its place."""
     lost: bool = False
     """The spool could not wait for it: it must be seeded anew."""
     sync: Literal["in sync", "lost"] | None = None

@@ -37,6 +37,8 @@ RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 REFUSED_RETRY_SECONDS = 10.0
 COMPACT_EVERY_SECONDS = 60.0
 WATCH_SECONDS = 1.0
+PROBE_SECONDS = 15.0
+"""How often an idle leg sees that its target is there: one small read."""
 
 
 class MemberInfo(NamedTuple):
@@ -167,6 +169,7 @@ class Shipper:
     _committed_seq: int | None = None
     _writers: set[str] = field(default_factory=set)
     _compact_at: float = 0.0
+    _probe_at: float = 0.0
     _seed: SeedStream | None = None
     _task: asyncio.Task[None] | None = None
 
@@ -317,7 +320,8 @@ class Shipper:
     def _open_blocking(self) -> RepositoryWriter:
         writer = self.open_writer()
         self._writers.add(writer.uid)
-        state = writer.open()
+        state = writer.open(self.memory.repository_uid)
+        self.memory.repository_uid = writer.repository_uid
         if state is not None and state.last.tails:
             for name in writer.store.list(tail.PREFIX):
                 # An earlier life's: nothing in it behind where this one began was ever acknowledged.
@@ -341,10 +345,18 @@ class Shipper:
         self._settled.set()
         if await self._compact():
             return
+        await self._probe()
         self._wake.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WATCH_SECONDS if due is None else min(due, WATCH_SECONDS)):
                 await self._wake.wait()
+
+    async def _probe(self) -> None:
+        """While nothing is due, see now and then that the target is still there: nobody wants to learn it from a loss."""
+        now = asyncio.get_running_loop().time()
+        if self._writer is not None and now >= self._probe_at:
+            self._probe_at = now + PROBE_SECONDS
+            await asyncio.to_thread(self._writer.probe)
 
     def _due_in_seconds(self) -> float | None:
         durable, cursor = self.group.spool.durable_lsn, self.memory.cursor

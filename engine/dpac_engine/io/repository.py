@@ -18,7 +18,7 @@ from dpac_engine.core import checkpoints, manifest
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
-from dpac_engine.core.ports import Clock, Store
+from dpac_engine.core.ports import Clock, Store, TargetMissing
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import (
     BLOCK_BYTES,
@@ -407,16 +407,42 @@ class RepositoryWriter:
         self.reader = RepositoryReader(store, group_uid, data_keys)
         self._repository_uid = ""
 
-    def open(self) -> RepositoryState | None:
+    def open(self, known_uid: str = "") -> RepositoryState | None:
         """Make the repository if there is none; its state, None if nothing was ever committed.
 
-        Unsupported if the store lets a second create of one key through.
+        With `known_uid` it is the repository of that uid or none: TargetMissing if nothing lies there any more, Conflict if
+        another one does. Unsupported if the store lets a second create of one key through.
         """
+        if known_uid:
+            self._require(known_uid)
         self._found()
         self._repository_uid = read_info(self.store).repository_uid
         self.store.put(f"keys/{self._key_id}", self._wrapped_key)
         self.reader.refresh_manifests()
         return self.reader.state
+
+    @property
+    def repository_uid(self) -> str:
+        """Of the repository that is open."""
+        return self._repository_uid
+
+    def probe(self) -> None:
+        """See that the repository is still there; errors as of `open`."""
+        self._require(self._repository_uid)
+
+    def _require(self, uid: str) -> None:
+        try:
+            found = read_info(self.store).repository_uid
+        except NotFound:
+            raise TargetMissing(
+                "The target is there but empty, though copies of this group lay there: most likely what belongs there is not "
+                "mounted. Mount it. If the copies are gone for good, remove the leg and declare it again: all is copied anew."
+            ) from None
+        if found != uid:
+            raise Conflict(
+                f"Another repository ({found}) lies at the target than this leg wrote ({uid}): another disk is mounted "
+                "there, or an old copy was put back. Mount the right one, or remove the leg and declare it again."
+            )
 
     def _found(self) -> None:
         """Make `repository.json` if it is missing, and see that it cannot be created again.

@@ -26,6 +26,7 @@ class FilesystemStore:
         self.root = root
         self._durable: set[Path] = set()
         """Folders whose names this store has synced."""
+        self._root_identity: tuple[int, int] | None = None
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.put`."""
@@ -46,7 +47,7 @@ class FilesystemStore:
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """See `core.ports.Store.get`."""
-        with mapped(f"read {key}", self.root), self._path(key).open("rb", buffering=0) as file:
+        with mapped(f"read {key}", self.root), self._here(key).open("rb", buffering=0) as file:
             wanted = os.fstat(file.fileno()).st_size - offset if length is None else length
             parts: list[bytes] = []
             while wanted > 0:
@@ -61,13 +62,12 @@ class FilesystemStore:
     def size(self, key: str) -> int:
         """See `core.ports.Store.size`."""
         with mapped(f"read {key}", self.root):
-            return self._path(key).stat().st_size
+            return self._here(key).stat().st_size
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
         """See `core.ports.Store.list`."""
         with mapped(f"list {prefix}", self.root):
-            if not self.root.is_dir():
-                raise FileNotFoundError(errno.ENOENT, "No such directory", str(self.root))
+            self._require_same_root()
             folder, _, _ = prefix.rpartition("/")
             found = sorted(_files_below(self.root / folder, f"{folder}/" if folder else ""))
         return iter([key for key in found if key.startswith(prefix) and key > start_after])
@@ -92,8 +92,22 @@ class FilesystemStore:
         make_folder(folder, 0o777)
         self._durable.add(folder)
 
+    def _here(self, key: str) -> Path:
+        self._require_same_root()
+        return self._path(key)
+
+    def _require_same_root(self) -> None:
+        """TargetMissing if the folder is another one than before: what was mounted there is gone, or something was mounted
+        over it. What lies there now is not this store."""
+        found = os.stat(self.root)
+        identity = (found.st_dev, found.st_ino)
+        self._root_identity = self._root_identity or identity
+        if identity != self._root_identity:
+            raise TargetMissing(f"The folder {self.root} is not the one that was opened. Mount what belongs there.")
+
     @contextlib.contextmanager
     def _written_aside(self, path: Path, data: bytes | memoryview) -> Iterator[Path]:
+        self._require_same_root()
         scratch = self.root / SCRATCH
         scratch.mkdir(exist_ok=True)  # never `root` itself: a mount that is away must not be written beneath
         self._make_folders(path.parent)
