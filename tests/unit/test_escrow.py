@@ -258,7 +258,7 @@ def test_a_target_is_checked_group_by_group(tmp_path: Path) -> None:
         assert opened.checkpoint is not None
         assert int(opened.checkpoint.rpartition("-")[2]) >= mark.sequence
         assert closed.group_uid == "2" * 32
-        assert "belongs to group" in str(closed.problem)
+        assert "names the group" in str(closed.problem)
         assert [one.group for one in check_escrow(target, key, UID)] == ["shop"]
         with pytest.raises(NotFound, match="No group's copies"):
             check_escrow(MemoryStore(), key)
