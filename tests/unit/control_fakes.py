@@ -26,6 +26,7 @@ from dpac_api.models import (
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.catalogue import Catalogue
 from dpac_engine.control.catalogue_groups import Host
+from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.plane import Deps
 from dpac_engine.control.recovery import MarkFilter, RangeView
 from dpac_engine.control.worker_api import WorkerMount
@@ -207,6 +208,7 @@ class FakeRepository:
     volumes: dict[int, FakeVolume] = field(default_factory=dict)
     trees: dict[int, FakeTree] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)
     error: DpacError | None = None
 
     def refresh(self) -> None:
@@ -224,10 +226,18 @@ class FakeRepository:
         app_count = sum(m.body.app for m in self.held)
         return [RangeView(first.id, last.id, first.stamp_ns, last.stamp_ns, len(self.held), app_count, tags)]
 
-    def resolve(self, selector: str) -> Mark:
+    def resolve(self, selector: str, damages: Sequence[Finding]) -> tuple[Mark, Mark | None]:
         if not self.held:
             raise Unrecoverable("The target holds nothing of this group yet.")
-        return select(sorted(self.held, key=lambda m: -m.sequence), selector)
+        newest_first = sorted(self.held, key=lambda m: -m.sequence)
+        if selector.startswith("ck-"):
+            return select(newest_first, selector), None
+        sound = [m for m in newest_first if not is_hurt(damages, m.sequence)]
+        found, first = select(sound, selector), select(newest_first, selector)
+        return found, first if first != found else None
+
+    def needs(self, name: str) -> bool:
+        return name not in self.dropped
 
     def members_at(self, at: Mark) -> Mapping[int, FakeMember]:
         return self.members

@@ -270,6 +270,43 @@ def test_a_verification_names_what_is_damaged_and_whom_it_concerns(stage: Stage)
     assert operation["result"]["verified_through"] == {"copies": "ck-1-2"}
 
 
+def test_known_damage_is_shown_and_gone_round_until_it_is_gone(stage: Stage) -> None:
+    """Checkpoints that need it are not available, `latest` is the newest sound one, a condition says what to do."""
+    stage.repository.findings = [Finding("s/1", "A bit was flipped.", [Run("ck-1-4", 4, "ck-1-5", None)])]
+    stage.run("verifications")
+
+    def available() -> dict[str, tuple[bool, bool]]:
+        page = stage.client.get("/v1/groups/shop/checkpoints", headers=HEADERS).json()
+        return {item["id"]: (item["targets"]["copies"]["available"], item["suspect"]) for item in page["items"]}
+
+    def damaged() -> list[dict[str, Any]]:
+        status = stage.client.get("/v1/groups/shop/status", headers=HEADERS).json()
+        return [found for found in status["conditions"] if found["type"] == "TargetDamaged"]
+
+    assert available() == {f"ck-1-{n}": (n < 4, n >= 4) for n in range(1, 6)}
+    (condition,) = damaged()
+    assert (condition["subject"], condition["severity"]) == ("leg/copies", "error")
+    assert all(word in condition["message"] for word in ("s/1", "ck-1-4 to ck-1-5 and later ones", "dpac verify"))
+    operation = stage.run("restores", member="disk", to=str(stage.world.root / "sound.raw"))
+    assert operation["result"]["checkpoint"] == "ck-1-3"
+    assert "passed over" in operation["steps"][0]["message"]
+    named = stage.run("restores", member="disk", at="ck-1-5", to=str(stage.world.root / "named.raw"))
+    assert named["result"]["checkpoint"] == "ck-1-5"
+    body = {"request_id": "request-m"}
+    mount = stage.client.post("/v1/groups/shop/mounts", json=body, headers=HEADERS).json()
+    assert (mount["checkpoint"], "ck-1-5" in mount["note"]) == ("ck-1-3", True)
+    stage.repository.dropped = {"s/1"}
+    assert damaged() == []
+    assert all(available().values())
+    assert set(available().values()) == {(True, False)}
+    stage.repository.dropped = set()
+    assert damaged() != []
+    stage.repository.findings = []
+    assert stage.run("verifications")["phase"] == "Succeeded"
+    assert damaged() == []
+    assert set(available().values()) == {(True, False)}
+
+
 def test_a_target_that_is_away_fails_the_verification(stage: Stage) -> None:
     """Not read is not proven."""
     stage.repository.error = Unreachable("The disk is away.")

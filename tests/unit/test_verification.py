@@ -15,10 +15,12 @@ import msgspec
 import pytest
 
 from dpac_api.errors import Corruption, DpacError, Unrecoverable, Unsupported
+from dpac_engine.control.repositories import TargetRepository
 from dpac_engine.core import manifest, retention
 from dpac_engine.core.damage import EVERY_CHECKPOINT, Finding, Verification
 from dpac_engine.core.segment import BULK_BLOCK_BYTES, SegmentKind
-from tests.repositories.small import SIZE_BYTES, SmallRepository, small_repository
+from dpac_engine.io.repository import RepositoryReader
+from tests.repositories.small import GROUP, SIZE_BYTES, SmallRepository, small_repository
 
 SAMPLES = 160
 
@@ -252,3 +254,29 @@ def test_a_damaged_manifest_is_named_and_what_depends_on_it_said(repository: Sma
         assert finding.object == name
         assert list(finding.runs) == ([EVERY_CHECKPOINT] if name >= complete[-1] else [])
         repository.store.objects[name] = sound
+
+
+def test_latest_is_the_newest_checkpoint_that_no_known_damage_hurts(repository: SmallRepository) -> None:
+    """The newest segment's index is lost, which hides its checkpoints; the segment before it is damaged: both are passed over."""
+    refs = repository.reader().refs()
+    lost, hurt = refs[-1], refs[-2]
+    for ref, at in ((lost, lost.bytes - 80), (hurt, 300)):
+        damaged = bytearray(repository.store.objects[ref.name])
+        damaged[at] ^= 1
+        repository.store.objects[ref.name] = bytes(damaged)
+    found = repository.verify()
+    assert {finding.object for finding in found.findings} == {lost.name, hurt.name}
+    target = TargetRepository(
+        RepositoryReader(repository.store, GROUP, repository.keyring.data_key), repository.keyring.check_stored
+    )
+    target.refresh()
+    mark, passed_over = target.resolve("latest", found.findings)
+    assert mark == found.newest
+    assert passed_over is not None
+    assert hurt.marks is not None
+    assert passed_over.sequence == hurt.marks.last_sequence
+    assert target.resolve(passed_over.id, found.findings) == (passed_over, None)
+    with pytest.raises(Unrecoverable, match="by its id"):
+        target.resolve("latest", [Finding(lost.name, "", [EVERY_CHECKPOINT])])
+    assert target.needs(hurt.name)
+    assert not target.needs("s/merged-away")

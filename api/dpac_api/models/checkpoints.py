@@ -34,7 +34,7 @@ class Cut(Model):
 class CheckpointAvailability(Model):
     """A checkpoint at one target."""
 
-    available: bool
+    available: bool = Field(description="False: the last verification found damaged what it needs.")
     verified_at: datetime | None = None
 
 
@@ -49,7 +49,7 @@ class Checkpoint(Model):
     tags: list[str] = []
     cuts: dict[str, Cut] = Field(default={}, description="Member name -> how exact it is.")
     targets: dict[str, CheckpointAvailability] = Field(default={}, description="Target name -> what it has of it.")
-    suspect: bool = False
+    suspect: bool = Field(default=False, description="No target has it sound.")
     held: bool = False
 
 

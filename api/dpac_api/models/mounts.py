@@ -27,3 +27,4 @@ class Mount(Model):
     checkpoint_time: datetime
     members: dict[str, str] = Field(description="Member -> NBD URI (volumes) or path (directories).")
     created: datetime
+    note: str = Field(default="", description="Which newer checkpoints were passed over because of damage, if any.")

@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 from dpac_api.errors import NotFound
 from dpac_api.models import Mount, Operation, OperationStep, Phase
 from dpac_engine.control.catalogue_schema import MountRow, OperationRow, VerificationRow
+from dpac_engine.control.known_damage import to_catalogue
 from dpac_engine.control.timeline import GroupView
+from dpac_engine.core.damage import Verification
 
 OperationKind = Literal["Drill", "Restore", "Verify", "Checkpoint"]
 
@@ -81,11 +83,26 @@ def finish_operation(
     row.phase, row.result, row.error, row.finished = phase, result, error, now
 
 
-def note_verified(session: Session, group_uid: str, target: str, sequence: int, checkpoint: str, now: datetime) -> None:
-    """Remember that a target's copy was proven readable up to a checkpoint."""
+def note_verified(session: Session, group_uid: str, target: str, found: Verification, now: datetime) -> None:
+    """Remember up to which checkpoint a target's copy was proven readable, and what is damaged in it."""
+    before = session.get(VerificationRow, (group_uid, target))
     session.merge(
-        VerificationRow(group_uid=group_uid, target=target, sequence=sequence, checkpoint=checkpoint, verified_at=now)
+        VerificationRow(
+            group_uid=group_uid,
+            target=target,
+            sequence=found.newest.sequence if found.newest else 0,
+            checkpoint=found.newest.id if found.newest else "",
+            verified_at=now,
+            manifest=max(found.manifest, before.manifest if before else 0),
+            damage=to_catalogue(found.findings),
+        )
     )
+
+
+def newest_manifest(session: Session, group_uid: str, target: str) -> int:
+    """Number of the newest manifest that a verification ever saw at the target; 0: none did."""
+    before = session.get(VerificationRow, (group_uid, target))
+    return before.manifest if before else 0
 
 
 def wire(row: OperationRow) -> Operation:

@@ -133,15 +133,17 @@ class MountRow(Base):
 
 
 class VerificationRow(Base):
-    """How far a target's copy of a group was last proven readable."""
+    """What the last verification of a target's copy of a group found."""
 
     __tablename__ = "verifications"
 
     group_uid: Mapped[str] = mapped_column(primary_key=True)
     target: Mapped[str] = mapped_column(primary_key=True)
-    sequence: Mapped[int]
+    sequence: Mapped[int]  # of the newest checkpoint that was proven readable; 0: none was
     checkpoint: Mapped[str]
     verified_at: Mapped[datetime]
+    manifest: Mapped[int] = mapped_column(server_default="0")  # number of the newest one there was
+    damage: Mapped[list[Any]] = mapped_column(server_default="[]")  # known_damage.to_catalogue
 
 
 class TokenRow(Base):

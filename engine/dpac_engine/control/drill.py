@@ -68,9 +68,9 @@ class Drill:
         self._started = self._now()
         self._started_ns = self._cast.stage.clock.monotonic_ns()
         timeline, group = self._cast.stage.timeline, self._cast.group
-        self._target, self._mark = timeline.resolve(group, self._request.at, self._request.target)
+        self._target, self._mark, note = timeline.resolve(group, self._request.at, self._request.target)
         self._age_seconds = max(0.0, (self._started - utc(self._mark.stamp_ns)).total_seconds())
-        return f"{self._mark.id} at {self._target}, {self._age_seconds:.1f} s old"
+        return f"{self._mark.id} at {self._target}, {self._age_seconds:.1f} s old{f'; {note}' if note else ''}"
 
     def _open(self) -> str:
         repository = self._cast.stage.timeline.private(self._cast.group, self._target)

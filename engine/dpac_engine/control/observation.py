@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from dpac_api.errors import Corruption, DpacError, NotFound, Temporary
 from dpac_api.escrow_keys import fingerprint
 from dpac_api.models import Condition, DataState, GroupStatus, LegStatus, MemberStatus, Role, SlaState
+from dpac_engine.control import known_damage
 from dpac_engine.control.recovery import Keyring
 from dpac_engine.control.timeline import GroupView
 from dpac_engine.control.worker_api import WorkerApi
+from dpac_engine.core.damage import Finding
 
 
 async def observe(
@@ -19,6 +21,7 @@ async def observe(
     workers: Sequence[WorkerApi],
     keyring: Keyring,
     problem: tuple[DpacError, datetime] | None,
+    damages: Mapping[str, Sequence[Finding]],
     now: datetime,
 ) -> GroupStatus:
     """The worker's status with control's conditions; without the worker, what can be said without it."""
@@ -31,13 +34,22 @@ async def observe(
     except (Temporary, NotFound) as cause:
         status = _unobserved(group, cause, now)
     conditions = [*status.conditions, *await asyncio.to_thread(_own_conditions, group, status, keyring, problem, now)]
+    conditions += _damage_conditions(group, damages)
     legs = {
         name: leg.model_copy(update={"last_verified_checkpoint": group.verified[leg.target][1]})
-        if leg.target in group.verified
+        if leg.target in group.verified and group.verified[leg.target][1]
         else leg
         for name, leg in status.legs.items()
     }
     return status.model_copy(update={"conditions": conditions, "legs": legs})
+
+
+def _damage_conditions(group: GroupView, damages: Mapping[str, Sequence[Finding]]) -> list[Condition]:
+    legs = {leg.target: f"leg/{name}" for name, leg in group.spec.replication.items()}
+    return [
+        known_damage.condition(legs.get(target, "group"), target, found, group.verified[target][2])
+        for target, found in damages.items()
+    ]
 
 
 def with_crashing(status: GroupStatus, worker: int, last_exit: str, now: datetime) -> GroupStatus:

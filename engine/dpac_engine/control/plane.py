@@ -178,7 +178,8 @@ class Plane:
 
     async def _observe(self, group: GroupView) -> GroupStatus:
         problem = self.reconciler.problems.get(group.uid)
-        status = await observe(group, self._deps.workers, self._deps.keyring, problem, self.now())
+        damages = await asyncio.to_thread(self.timeline.present_damages, group) if group.damages else {}
+        status = await observe(group, self._deps.workers, self._deps.keyring, problem, damages, self.now())
         last_exit = self._deps.crashing().get(group.worker)
         return status if last_exit is None else with_crashing(status, group.worker, last_exit, self.now())
 
@@ -333,7 +334,7 @@ class Plane:
     async def mount(self, request: Request, name: str, body: MountRequest) -> Mount:
         """Open a checkpoint for use. The mount's id comes from the request's, so that a retry never makes a second one."""
         group = await self.view(name)
-        target, mark = await asyncio.to_thread(self.timeline.resolve, group, body.at, body.target)
+        target, mark, note = await asyncio.to_thread(self.timeline.resolve, group, body.at, body.target)
         members = await asyncio.to_thread(self._members_to_mount, group, target, mark, body.member)
         worker = self._worker(group.worker)
         mount_id = "mnt-" + hashlib.blake2b(request.id.encode(), digest_size=6).hexdigest()
@@ -348,6 +349,7 @@ class Plane:
             if not isinstance(cause, Temporary):
                 await self.write(lambda session: session.delete(session.get_one(MountRow, mount_id)))
             raise
+        mount = mount.model_copy(update={"note": note})
         await self.write(lambda session: _note_mount(session, mount_id, mount))
         return mount
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from dpac_api.models import TargetSpec
 from dpac_engine.core.checkpoints import Mark
-from dpac_engine.core.damage import Verification
+from dpac_engine.core.damage import Finding, Verification
 
 Progress = Callable[[int], None]
 """Told the bytes done so far; raises to stop the work."""
@@ -107,8 +107,14 @@ class Repository(Protocol):
     def ranges(self) -> Sequence[RangeView]:
         """The checkpoints as runs, oldest first."""
 
-    def resolve(self, selector: str) -> Mark:
-        """The checkpoint that a selector names; Unrecoverable if there is none here."""
+    def resolve(self, selector: str, damages: Sequence[Finding]) -> tuple[Mark, Mark | None]:
+        """The newest checkpoint that a selector means and no damage hurts; and the newest that was passed over for that.
+
+        An id means that very checkpoint. Unrecoverable if there is none here.
+        """
+
+    def needs(self, name: str) -> bool:
+        """Whether something here needs the object still: compaction has not dropped it."""
 
     def members_at(self, mark: Mark) -> Mapping[int, MemberView]:
         """Ordinal -> the members that the checkpoint holds here."""

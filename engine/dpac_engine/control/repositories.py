@@ -9,18 +9,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dpac_api.errors import Conflict, Corruption, DpacError, NotFound
+from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unrecoverable
 from dpac_api.models import TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeView
-from dpac_engine.core.checkpoints import Mark, checkpoint_id
-from dpac_engine.core.damage import Verification
+from dpac_engine.core.checkpoints import Mark, checkpoint_id, matches, select
+from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.image import Image
-from dpac_engine.core.manifest import MemberState, SegmentRef
+from dpac_engine.core.manifest import COMPLETE_EVERY, MemberState, SegmentRef, manifest_key
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.keys import Keyring
-from dpac_engine.io.repository import RepositoryReader
+from dpac_engine.io.repository import RepositoryReader, worth_opening
 from dpac_engine.io.stores.prefixed import PrefixedStore
 from dpac_engine.io.verification import CheckKey, Verifier
 
@@ -113,9 +114,42 @@ class TargetRepository:
                 runs.append(part)
         return runs
 
-    def resolve(self, selector: str) -> Mark:
+    def resolve(self, selector: str, damages: Sequence[Finding]) -> tuple[Mark, Mark | None]:
         """See `Repository.resolve`."""
-        return self._reader.resolve(selector)
+        if not damages or selector.startswith("ck-"):
+            return self._reader.resolve(selector), None
+        self._reader.check_end(selector)
+        passed_over: list[Mark] = []
+
+        def sound() -> Iterator[Mark]:
+            damaged = {found.object for found in damages}
+            for ref in reversed(self._reader.ranges()):
+                if worth_opening(selector)(ref):
+                    marks = self._marks_in(ref) if ref.name in damaged else self._reader.exact_marks(ref)
+                    for mark in reversed(marks):
+                        if not is_hurt(damages, mark.sequence):
+                            yield mark
+                        elif matches(selector)(mark):
+                            passed_over.append(mark)
+
+        try:
+            return select(sound(), selector), passed_over[0] if passed_over else None
+        except Unrecoverable:
+            if not passed_over:
+                raise
+            raise Unrecoverable(
+                f"Every checkpoint that satisfies {selector!r} needs damaged objects (`dpac verify`). Name one by its id, "
+                f"such as {passed_over[0].id}, to get what of it is not damaged."
+            ) from None
+
+    def needs(self, name: str) -> bool:
+        """See `Repository.needs`."""
+        state = self._reader.state
+        if state is None or not name.startswith(("s/", "m/")):
+            return True
+        if name.startswith("s/"):
+            return name in state.segments
+        return name > manifest_key(state.last.seq - state.last.seq % COMPLETE_EVERY - 1)
 
     def members_at(self, mark: Mark) -> Mapping[int, MemberState]:
         """See `Repository.members_at`."""

@@ -56,7 +56,7 @@ class Restore:
     def _choose(self) -> str:
         self._started_ns = self._cast.stage.clock.monotonic_ns()
         timeline, group = self._cast.stage.timeline, self._cast.group
-        target, self._mark = timeline.resolve(group, self._request.at, self._request.target)
+        target, self._mark, note = timeline.resolve(group, self._request.at, self._request.target)
         repository = timeline.private(group, target)
         held = {member.name: (ordinal, member.kind) for ordinal, member in repository.members_at(self._mark).items()}
         if self._request.member not in held:
@@ -67,7 +67,7 @@ class Restore:
         self._ordinal, self._kind = held[self._request.member]
         self._image: ImageView = repository.image(self._mark)
         check_restore_path(self._request.to, directory=self._kind == "directory")
-        return f"{self._mark.id} at {target}"
+        return f"{self._mark.id} at {target}{f'; {note}' if note else ''}"
 
     def _write(self) -> str:
         if self._kind == "volume":

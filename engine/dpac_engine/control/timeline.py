@@ -6,11 +6,12 @@ Read from the repositories themselves: a checkpoint is listed where it can be re
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -29,8 +30,10 @@ from dpac_engine.control.catalogue import utc
 from dpac_engine.control.catalogue_groups import group_row, member_names, where_recovery_points_lie
 from dpac_engine.control.catalogue_schema import GroupRow, VerificationRow
 from dpac_engine.control.catalogue_targets import all_target_specs, targets_of
+from dpac_engine.control.known_damage import from_catalogue, is_hurt
 from dpac_engine.control.recovery import MarkFilter, Recovery, Repository
 from dpac_engine.core.checkpoints import Mark, sequence_of
+from dpac_engine.core.damage import Finding
 
 T = TypeVar("T")
 PAGE_MAX = 1000
@@ -54,7 +57,18 @@ class GroupView:
     targets: Mapping[str, TargetSpec]
     """Where recovery points lie: the legs' targets first."""
     verified: Mapping[str, tuple[int, str, datetime]]
-    """Target -> (sequence, checkpoint, when): proven readable up to there."""
+    """Target -> (sequence, checkpoint, when): proven readable up to there, but for what `damages` hurts."""
+    damages: Mapping[str, Sequence[Finding]]
+    """Target -> what the last verification found damaged there."""
+
+
+class Choice(NamedTuple):
+    """The checkpoint that a selector means, and where to take it from."""
+
+    target: str
+    mark: Mark
+    note: str
+    """Which newer checkpoints were passed over, and why; empty: none."""
 
 
 def view_group(session: Session, name: str, *, retained: bool = True) -> GroupView:
@@ -78,6 +92,7 @@ def view_active_groups(session: Session) -> list[GroupView]:
 
 
 def _view(row: GroupRow, targets: Mapping[str, TargetSpec], verified: Iterable[VerificationRow]) -> GroupView:
+    verifications = list(verified)
     return GroupView(
         uid=row.uid,
         name=row.name,
@@ -89,7 +104,8 @@ def _view(row: GroupRow, targets: Mapping[str, TargetSpec], verified: Iterable[V
         spec=GroupSpec.model_validate(row.spec),
         member_names=member_names(row),
         targets=targets,
-        verified={v.target: (v.sequence, v.checkpoint, v.verified_at) for v in verified},
+        verified={v.target: (v.sequence, v.checkpoint, v.verified_at) for v in verifications},
+        damages={v.target: from_catalogue(v.damage) for v in verifications if v.damage},
     )
 
 
@@ -106,12 +122,16 @@ class Timeline:
         if not 1 <= limit <= PAGE_MAX:
             raise Invalid(f"limit must be from 1 to {PAGE_MAX}.", property_path="limit")
 
-        def newest(repository: Repository) -> list[Mark]:
-            return [mark for mark, _ in zip(repository.marks(wanted), range(limit + 1), strict=False)]
+        def newest(name: str, repository: Repository) -> tuple[list[Mark], list[Finding]]:
+            marks = [mark for mark, _ in zip(repository.marks(wanted), range(limit + 1), strict=False)]
+            return marks, _present(group, name, repository)
 
         found = self._ask_all(group, target, newest)
-        marks = {mark.sequence: mark for marks in found.values() for mark in marks}
-        holders = {name: {mark.sequence for mark in marks} for name, marks in found.items()}
+        marks = {mark.sequence: mark for marks, _ in found.values() for mark in marks}
+        holders = {
+            name: {mark.sequence: not is_hurt(damages, mark.sequence) for mark in marks}
+            for name, (marks, damages) in found.items()
+        }
         sequences = sorted(marks, reverse=True)
         items = [_wire(group, marks[sequence], holders) for sequence in sequences[:limit]]
         cursor = str(sequences[limit - 1]) if len(sequences) > limit else None
@@ -130,38 +150,61 @@ class Timeline:
                 tags=list(run.tags),
                 app_consistent=run.app_count,
             )
-            for target, runs in self._ask_all(group, None, lambda repository: list(repository.ranges())).items()
+            for target, runs in self._ask_all(group, None, lambda _, repository: list(repository.ranges())).items()
             for run in runs
         ]
 
-    def resolve(self, group: GroupView, selector: str, target: str | None) -> tuple[str, Mark]:
-        """The newest checkpoint that satisfies the selector, and the target to take it from.
+    def resolve(self, group: GroupView, selector: str, target: str | None) -> Choice:
+        """The newest sound checkpoint that satisfies the selector, and the target to take it from.
 
-        Unrecoverable if no target has one; Temporary if none could be asked.
+        One that is named by its id is taken, sound or not: what of it is not damaged can be read. Unrecoverable if no
+        target has one; Temporary if none could be asked.
         """
         reasons: list[DpacError] = []
-        best: tuple[str, Mark] | None = None
+        best: Choice | None = None
         for name in _places(group, target):
             try:
-                mark = self.ask(group, name, lambda repository: repository.resolve(selector))
+                mark, passed_over = self.ask(
+                    group,
+                    name,
+                    lambda repository, name=name: repository.resolve(selector, _present(group, name, repository)),  # type: ignore[misc]
+                )
             except (Unrecoverable, *_AWAY) as cause:
                 reasons.append(type(cause)(f"{name}: {cause.message}"))
                 continue
-            if best is None or mark.sequence > best[1].sequence:
-                best = name, mark
+            if best is None or mark.sequence > best.mark.sequence:
+                best = Choice(name, mark, _passed_over_told(name, passed_over))
         if best is not None:
             return best
         raise _worst(reasons) or Unrecoverable(f"The group {group.name!r} has no leg, so nothing of it is recoverable.")
 
     def checkpoint(self, group: GroupView, selector: str) -> Checkpoint:
         """The checkpoint that a selector means, with every target that has it."""
-        name, mark = self.resolve(group, selector, None)
-        holders = {name: {mark.sequence}}
-        for other in group.targets:
+        _, mark, _ = self.resolve(group, selector, None)
+        holders: dict[str, dict[int, bool]] = {}
+        for name in group.targets:
+
+            def held(repository: Repository, name: str = name) -> bool:
+                repository.resolve(mark.id, [])
+                return not is_hurt(_present(group, name, repository), mark.sequence)
+
             with suppress(Unrecoverable, *_AWAY):
-                self.ask(group, other, lambda repository: repository.resolve(mark.id))
-                holders[other] = {mark.sequence}
+                holders[name] = {mark.sequence: self.ask(group, name, held)}
         return _wire(group, mark, holders)
+
+    def present_damages(self, group: GroupView) -> dict[str, list[Finding]]:
+        """Target -> the known damage there but for what compaction has dropped since; all of it where the target is away."""
+        found: dict[str, list[Finding]] = {}
+        for name, damages in group.damages.items():
+            found[name] = list(damages)
+            if name in group.targets:
+                with suppress(Unrecoverable, *_AWAY):
+                    found[name] = self.ask(
+                        group,
+                        name,
+                        lambda repository, name=name: _present(group, name, repository),  # type: ignore[misc]
+                    )
+        return {name: damages for name, damages in found.items() if damages}
 
     def ask(self, group: GroupView, target: str, question: Callable[[Repository], T]) -> T:
         """Put a question to one target's repository, brought up to date first."""
@@ -193,18 +236,29 @@ class Timeline:
             for key in [key for key in self._open if key[0] == group_uid]:
                 del self._open[key]
 
-    def _ask_all(self, group: GroupView, target: str | None, question: Callable[[Repository], T]) -> dict[str, T]:
+    def _ask_all(self, group: GroupView, target: str | None, question: Callable[[str, Repository], T]) -> dict[str, T]:
         """Every target's answer; those that are away are left out as long as one answers."""
         answers: dict[str, T] = {}
         reasons: list[DpacError] = []
         for name in _places(group, target):
             try:
-                answers[name] = self.ask(group, name, question)
+                answers[name] = self.ask(group, name, partial(question, name))
             except _AWAY as cause:
                 reasons.append(type(cause)(f"{name}: {cause.message}"))
         if not answers and reasons:
             raise _worst(reasons) or reasons[0]
         return answers
+
+
+def _present(group: GroupView, target: str, repository: Repository) -> list[Finding]:
+    """The known damage at a target but for what is not needed there any more."""
+    return [found for found in group.damages.get(target, ()) if repository.needs(found.object)]
+
+
+def _passed_over_told(target: str, passed_over: Mark | None) -> str:
+    if passed_over is None:
+        return ""
+    return f"newer checkpoints, up to {passed_over.id}, were passed over: they need damaged objects at {target} (`dpac verify`)"
 
 
 def _places(group: GroupView, target: str | None) -> list[str]:
@@ -225,7 +279,10 @@ def _worst(reasons: list[DpacError]) -> DpacError | None:
     return None
 
 
-def _wire(group: GroupView, mark: Mark, holders: Mapping[str, set[int]]) -> Checkpoint:
+def _wire(group: GroupView, mark: Mark, holders: Mapping[str, Mapping[int, bool]]) -> Checkpoint:
+    """`holders`: target -> sequences of the checkpoints that it has, and whether each is sound."""
+    at = {target: sound[mark.sequence] for target, sound in holders.items() if mark.sequence in sound}
+
     def verified_at(target: str) -> datetime | None:
         sequence, _, at = group.verified.get(target, (-1, "", None))
         return at if mark.sequence <= sequence else None
@@ -248,10 +305,10 @@ def _wire(group: GroupView, mark: Mark, holders: Mapping[str, set[int]]) -> Chec
             for ordinal, cut in mark.body.cuts.items()
         },
         targets={
-            target: CheckpointAvailability(available=True, verified_at=verified_at(target))
-            for target, sequences in holders.items()
-            if mark.sequence in sequences
+            target: CheckpointAvailability(available=sound, verified_at=verified_at(target) if sound else None)
+            for target, sound in at.items()
         },
+        suspect=not any(at.values()),
     )
 
 

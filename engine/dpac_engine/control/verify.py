@@ -16,7 +16,7 @@ from dpac_api.models import (
     VerifyRequest,
 )
 from dpac_engine.control.catalogue import utc
-from dpac_engine.control.catalogue_operations import note_verified
+from dpac_engine.control.catalogue_operations import newest_manifest, note_verified
 from dpac_engine.control.operations import Cast, Failed
 from dpac_engine.core.damage import Finding, Verification
 
@@ -54,7 +54,9 @@ class Verify:
         group = self._cast.group
         try:
             repository = self._cast.stage.recovery.open(group.targets[target], group.uid)
-            found = repository.verify(lambda count: self._cast.progress(f"{count} bytes read"))
+            with self._cast.stage.catalogue.read() as session:
+                manifest_before = newest_manifest(session, group.uid, target)
+            found = repository.verify(lambda count: self._cast.progress(f"{count} bytes read"), manifest_before)
         except Unrecoverable as cause:
             raise Unrecoverable(f"The target {target!r}: {cause.message}") from None
         except Temporary as cause:
@@ -69,9 +71,8 @@ class Verify:
         through = dict(before.verified_through)
         if found.newest is not None:
             through[target] = found.newest.id
-            with self._cast.stage.catalogue.write() as session:
-                now = utc(self._cast.stage.clock.now_ns())
-                note_verified(session, self._cast.group.uid, target, found.newest.sequence, found.newest.id, now)
+        with self._cast.stage.catalogue.write() as session:
+            note_verified(session, self._cast.group.uid, target, found, utc(self._cast.stage.clock.now_ns()))
         spares = [SpareObject(target=target, object=at, reason=why) for at, why in found.spares[:SPARES_MAX]]
         self._report = VerifyReport(
             objects=before.objects + found.objects,

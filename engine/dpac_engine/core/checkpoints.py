@@ -80,9 +80,9 @@ def sequence_of(checkpoint: str) -> int:
 def select(marks_newest_first: Iterable[Mark], selector: str) -> Mark:
     """The checkpoint that `selector` names among those recoverable; Unrecoverable if there is none.
 
-    `latest-clean` is the newest one not suspect; nothing marks a checkpoint suspect yet, so it equals `latest`.
+    `latest-clean` equals `latest`: whoever knows of damage leaves out the checkpoints that it hurts.
     """
-    wanted = _predicate(selector)
+    wanted = matches(selector)
     for mark in marks_newest_first:
         if wanted(mark):
             return mark
@@ -102,7 +102,8 @@ def timestamp_ns(text: str) -> int:
     return int(moment.timestamp() * 1_000_000) * 1000
 
 
-def _predicate(selector: str) -> Callable[[Mark], bool]:
+def matches(selector: str) -> Callable[[Mark], bool]:
+    """Tells whether a checkpoint is one that the selector may mean; Invalid if it is no selector."""
     if selector in ("latest", "latest-clean"):
         return lambda _: True
     if selector == "latest-app":

@@ -312,12 +312,16 @@ class RepositoryReader:
 
         Corruption for `latest` if what came last cannot be read: an older checkpoint must then be asked for by its name.
         """
+        self.check_end(selector)
+        return checkpoints.select(self.marks(wanted=worth_opening(selector)), selector)
+
+    def check_end(self, selector: str) -> None:
+        """Corruption if the selector means the newest checkpoint and what came last cannot be read."""
         if self._tails.damages and selector in ("latest", "latest-clean"):
             damage = self._tails.damages[0][1]
             raise Corruption(
                 f"{damage.message} Choose a checkpoint before it (`dpac checkpoints GROUP`), or another target."
             )
-        return checkpoints.select(self.marks(wanted=_worth_opening(selector)), selector)
 
     def segment(self, ref: SegmentRef) -> StoredSegment | TailSegment:
         """The segment, with a shared cache."""
@@ -351,7 +355,7 @@ def _opened(segments: list[StoredSegment | TailSegment]) -> list[StoredSegment |
     return segments
 
 
-def _worth_opening(selector: str) -> Callable[[SegmentRef], bool]:
+def worth_opening(selector: str) -> Callable[[SegmentRef], bool]:
     """Which segments may hold the selected checkpoint, by their ranges alone."""
     if selector == "latest-app":
         return lambda ref: ref.marks is not None and ref.marks.app_count > 0

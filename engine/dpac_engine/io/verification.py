@@ -40,6 +40,7 @@ from dpac_engine.io.repository import (
     read_info,
     spec_key,
 )
+from dpac_engine.io.tails import TailSegment
 
 CheckKey = Callable[[str, bytes], None]
 """Told the name of an object below `keys/` and its bytes: Corruption if they are not that key, Unsupported if it cannot tell."""
@@ -292,7 +293,7 @@ class Verifier:
         return Finding(ref.name, problem, runs_of(self._marks, ranges), exact, self._lost_parts(ref, spans, newest))
 
     def _hits_chunks(self, ref: SegmentRef, spans: Sequence[Span]) -> bool:
-        segment = self._reader.segment(ref)
+        segment = self._reader.stored(ref)
         _, places = lost_rows(segment.rows, segment.keys, spans)
         return any(segment.keys[at][0] == Keyspace.CHUNK for at in places if at >= 0)
 
@@ -306,7 +307,7 @@ class Verifier:
             return True
 
     def _lost_parts(self, ref: SegmentRef, spans: Sequence[Span], newest: Mark | None) -> list[LostPart]:
-        segment = self._reader.segment(ref)
+        segment = self._reader.stored(ref)
         rows, places = lost_rows(segment.rows, segment.keys, spans)
         parts: list[LostPart] = []
         for ordinal, member in sorted(self._reader.require_state().members.items()):
@@ -361,7 +362,7 @@ def _number(key: str) -> int:
 
 
 def _name(segment: object) -> str:
-    assert isinstance(segment, StoredSegment)
+    assert isinstance(segment, StoredSegment | TailSegment)
     return segment.ref.name
 
 

@@ -14,6 +14,7 @@ from dpac_engine.control.commands.session import (
     GroupName,
     Json,
     Limit,
+    aside,
     client,
     console,
     escape,
@@ -130,7 +131,10 @@ def _listing(items: list[Checkpoint]) -> object:
     rows = table("CHECKPOINT", "TIME", "CONSISTENT", "CUTS", "TAGS", "TARGETS")
     for item in items:
         cuts = ", ".join(f"{name} {cut.kind}" for name, cut in sorted(item.cuts.items()))
-        targets = ", ".join(f"{name}{' ✓' if at.verified_at else ''}" for name, at in sorted(item.targets.items()))
+        targets = ", ".join(
+            f"{name}{' ✓' if at.verified_at else '' if at.available else ' ✗ damaged'}"
+            for name, at in sorted(item.targets.items())
+        )
         rows.add_row(
             item.id,
             moment(item.time),
@@ -158,6 +162,8 @@ def mount(
     if json:
         print_json(made)
         return
+    if made.note:
+        aside().print(f"[yellow]{escape(made.note)}[/yellow]")
     say(f"{made.id}: {made.checkpoint} of {moment(made.checkpoint_time)}")
     for name, where in sorted(made.members.items()):
         say(f"  {name}: {where}")
