@@ -232,6 +232,58 @@ def _check_volume(root: Path, said: Said) -> None:
         assert list(found) == said["signature"], "the volume looks as if it had been changed while it was detached"
 
 
+def _changes_of_blocks(blocks: dict[int, bytes]) -> list[Any]:
+    """Records as they lie in a spool."""
+    from dpac_engine.core import records
+
+    found = []
+    for number, (block, letter) in enumerate(blocks.items()):
+        payload = letter * 4096
+        raw = records.encode_header(
+            records.Kind.WRITE, 0, 1, 1, number * 8192, block * 4096, 4096, number + 1, TAG, 1, payload
+        )
+        header = records.decode_header(memoryview(bytes(raw) + payload), 0)
+        assert header is not None
+        found.append((header, memoryview(payload)))
+    return found
+
+
+def _set_aside(root: Path, say: Say) -> None:
+    from dpac_engine.io.unapplied import set_aside
+
+    set_aside(root / "members" / "1" / "unapplied", _changes_of_blocks({3: b"a", 9: b"b"}))
+
+
+def _check_aside(root: Path, said: Said) -> None:
+    from dpac_engine.io.unapplied import read_aside
+
+    found = [
+        (header.offset, bytes(payload[:1])) for header, payload in read_aside(root / "members" / "1" / "unapplied")
+    ]
+    assert found == [(3 * 4096, b"a"), (9 * 4096, b"b")]
+
+
+def _taken_back(root: Path, say: Say) -> None:
+    """What was set aside goes to the file, once: were it there again, it would be written over what is newer."""
+    from dpac_engine.control.member import Member
+
+    async def story() -> None:
+        _set_aside(root, say)
+        os.setxattr(root, SYNC_ATTRIBUTE, b"")
+        rig = _Rig(root)
+        aside = root / "members" / "1" / "unapplied"
+        member = SimpleNamespace(_aside=aside, _counts=lambda record: True, _unapplied_lsn=None)
+        Member._catch_up(member, rig.volume)  # type: ignore[arg-type]
+        say(blocks={3: "a", 9: "b"})
+
+    asyncio.run(story())
+
+
+def _check_taken_back(root: Path, said: Said) -> None:
+    _check_volume(root, said)
+    assert not (root / "members" / "1" / "unapplied").exists(), "it would be taken once more"
+
+
 # ---------------------------------------------------------------- state, site, keys, catalogue
 
 
@@ -536,7 +588,45 @@ def _check_objects(root: Path, said: Said) -> None:
     }
 
 
+def _tails(root: Path) -> Any:
+    from dpac_engine.io.stores.tails import FilesystemTails
+
+    return FilesystemTails(root / "target", "g/1/")
+
+
+def _tail_written(root: Path, say: Say) -> None:
+    tail = _tails(root).open_tail("t/1", SPOOL_FILE_BYTES)
+    for at in range(3):
+        tail.write(at * 4096, b"t" * 4096)
+        say(length=(at + 1) * 4096)
+
+
+def _check_tail(root: Path, said: Said) -> None:
+    content = (root / "target" / "g" / "1" / "t" / "1").read_bytes()
+    assert content[: said["length"]] == b"t" * said["length"], "what a synchronous leg acknowledged is gone"
+
+
+def _spare_tail(root: Path, say: Say) -> None:
+    tails = _tails(root)
+    tails.prepare(SPOOL_FILE_BYTES)
+    assert os.getxattr(tails._spare[1], UNSYNCED_ATTRIBUTE) == b"0", "the first FLUSH in it would wait for its zeroes"
+
+
 # ---------------------------------------------------------------- directories, restores, mounts
+
+
+def _written_back(root: Path, say: Say) -> None:
+    """A long restore: the disk is at work before the last byte is written."""
+    from dpac_engine.io import files
+
+    path = root / "long"
+    with path.open("wb", buffering=0) as file, files.written_back(file.fileno()) as wrote:
+        file.write(b"l" * 4096)
+        wrote(files.WRITE_BACK_BYTES)
+        deadline = time.monotonic() + 5
+        while os.getxattr(path, UNSYNCED_ATTRIBUTE) != b"0":
+            assert time.monotonic() < deadline, "nothing goes to disk before the end"
+            time.sleep(0.005)
 
 
 def _index_committed(root: Path, say: Say) -> None:
@@ -667,6 +757,8 @@ SCENARIOS = {
     "a volume just made": Scenario((_volumes_folder, _volume_just_made, _applied_changes), _check_volume),
     "a journal that failed": Scenario((_volumes_folder, _journal_lost), _check_volume),
     "a FLUSH without a journal": Scenario((_volumes_folder, _flushed_without_journal), _check_volume),
+    "changes set aside": Scenario((_set_aside,), _check_aside),
+    "changes taken back": Scenario((_volumes_folder, _taken_back), _check_taken_back),
     "a detached volume": Scenario((_volumes_folder, _detached), _check_volume),
     "a group's state": Scenario((_state_stored,), _check_state),
     "a new site": Scenario((_site_made,), _check_site_and_catalogue),
@@ -687,9 +779,12 @@ SCENARIOS = {
     "a created object": Scenario((_target, _object_created), _check_objects),
     "an object in a folder just made": Scenario((_target, _folder_just_made, _object_put_there), _check_objects),
     "a deleted object": Scenario((_target, _object_deleted), _check_objects),
+    "a tail at a target": Scenario((_target, _tail_written), _check_tail),
+    "a spare tail": Scenario((_target, _spare_tail), _nothing),
     "a directory's index": Scenario((_index_committed,), _check_index),
     "a restored tree": Scenario((_tree_restored,), _check_restored_tree),
     "a tree restored in place": Scenario((_tree_restored_in_place,), _check_restored_tree),
+    "a long restore": Scenario((_written_back,), _nothing),
     "a restored volume": Scenario((_volume_restored,), _check_restored_volume),
     "a FLUSH of a mount": Scenario((_mount_flushed,), _check_mount),
     "a mount": Scenario((_mount_recorded,), _check_recorded),
