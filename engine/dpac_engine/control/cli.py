@@ -16,6 +16,7 @@ from dpac_engine.control.commands import (
     groups,
     keys,
     operations,
+    policy,
     serving,
     session,
     statuses,
@@ -53,6 +54,7 @@ for name, group in (
     ("key", keys.app),
     ("catalogue", catalogue.app),
     ("context", contexts.app),
+    ("policy", policy.app),
 ):
     app.add_typer(group, name=name)
 
