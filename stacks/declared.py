@@ -23,7 +23,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 Target = dpac.FilesystemTarget | dpac.S3Target
 _TARGETS: dict[str, type[Target]] = {"path": dpac.FilesystemTarget, "bucket": dpac.S3Target}
 """The word that says where copies go -> the kind of target."""
-_GROUP_FIELDS = ("members", "replication", "journal", "on_destroy", "site", "adopt", "ready")
+_PLAIN = ("labels", "on_destroy", "adopt")
+"""Arguments of a group that are said as they are."""
+_GROUP_FIELDS = ("members", "replication", "journal", "encryption", *_PLAIN, "site", "ready")
 
 
 class Mistake(pulumi.RunError):
@@ -59,9 +61,11 @@ def _group(name: str, spec: Mapping[str, Any], targets: Mapping[str, Target]) ->
             key: _leg(f"{where}.replication.{key}", value, targets) for key, value in _part(where, spec, "replication")
         },
         journal=_arguments(f"{where}.journal", dpac.Journal, spec["journal"]) if "journal" in spec else None,
-        on_destroy=spec.get("on_destroy"),
+        encryption=_arguments(f"{where}.encryption", dpac.Encryption, spec["encryption"])
+        if "encryption" in spec
+        else None,
         site=_site(spec),
-        adopt=spec.get("adopt"),
+        **{key: spec.get(key) for key in _PLAIN},
     )
     if "ready" in spec:
         _ready(f"{where}.ready", name, group, spec["ready"])

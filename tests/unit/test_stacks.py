@@ -18,6 +18,8 @@ CONFIGURED = {
     },
     "replication": {"copies": {"to": "copies", "rpo": "5s", "retention": {"daily": 7}}, "far": {"to": "elsewhere"}},
     "journal": {"history": "24h"},
+    "encryption": {"escrow": ["dpac-escrow-key"]},
+    "labels": {"environment": "production"},
     "ready": {"timeout": "1m"},
 }
 
@@ -79,7 +81,8 @@ def test_a_stack_declares_what_its_configuration_says(recorder: Recorder, declar
         "copies": {"mode": "async", "target": "copies", "rpo": "5s", "retention": {"daily": 7}},
         "far": {"mode": "async", "target": "elsewhere"},
     }
-    assert group["journal"] == {"history": "24h"}
+    for word in ("journal", "encryption", "labels"):
+        assert group[word] == CONFIGURED[word]
     assert recorder.made["shop-ready"]["timeout"] == "1m"
 
 
