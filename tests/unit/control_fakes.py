@@ -67,6 +67,7 @@ class FakeWorker:
         self.sequence = 0
         self.escrow: list[str] = []
         """Fingerprints of the escrow keys that open what lies at every leg's target."""
+        self.leg_message = ""
         self.hold: asyncio.Event | None = None
 
     async def _reach(self, call: str) -> None:
@@ -114,6 +115,7 @@ class FakeWorker:
                     seeded_fraction=1,
                     shipped_lsn=640,
                     escrow=self.escrow,
+                    message=self.leg_message,
                 )
                 for name, leg in assignment.spec.replication.items()
             },

@@ -149,6 +149,14 @@ def test_status_shows_what_matters_on_one_line_a_group(shell: Shell) -> None:
     assert "WorkerDown" in shell.run("status", "shop")
 
 
+def test_status_tells_what_a_leg_says_in_a_line_of_its_own(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal of 80 columns a sentence in the table would be one word wide."""
+    shell.declare()
+    shell.world.worker.leg_message = "Nothing answers there. Check that the server runs."
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "  copies: Nothing answers there. Check that the server runs." in shell.run("status", "shop").splitlines()
+
+
 def test_listings_page(shell: Shell) -> None:
     """A cursor goes on; the last page has none."""
     for name in ("a", "b", "c"):

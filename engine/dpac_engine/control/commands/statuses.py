@@ -135,6 +135,7 @@ def _one(group: Group, observed: GroupStatus) -> RenderableType:
         _members(observed),
         "",
         _legs(observed),
+        *_messages(observed),
     ]
     for condition in observed.conditions:
         colour = _SEVERITY[condition.severity]
@@ -146,8 +147,16 @@ def _one(group: Group, observed: GroupStatus) -> RenderableType:
     return Together(*parts)
 
 
+def _messages(observed: GroupStatus) -> list[str]:
+    """What members and legs say, a line each: a sentence in a column would be one word wide. What a condition says is said there."""
+    said = {condition.message for condition in observed.conditions}
+    told = [(name, member.message) for name, member in observed.members.items()]
+    told += [(name, leg.message) for name, leg in observed.legs.items()]
+    return [f"  {name}: {escape(message)}" for name, message in told if message and message not in said]
+
+
 def _members(observed: GroupStatus) -> RenderableType:
-    rows = table("MEMBER", "KIND", "STATE", "SEEDED", "SIZE", "UNAPPLIED", "")
+    rows = table("MEMBER", "KIND", "STATE", "SEEDED", "SIZE", "UNAPPLIED")
     for name, member in observed.members.items():
         seeded = "yes" if member.seeded else "no"
         rows.add_row(
@@ -157,13 +166,12 @@ def _members(observed: GroupStatus) -> RenderableType:
             seeded,
             size(member.size_bytes),
             size(member.unapplied_bytes),
-            escape(member.message),
         )
     return rows
 
 
 def _legs(observed: GroupStatus) -> RenderableType:
-    rows = table("LEG", "MODE", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST", "STORED", "")
+    rows = table("LEG", "MODE", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST", "STORED")
     for name, leg in observed.legs.items():
         rows.add_row(
             name,
@@ -176,6 +184,5 @@ def _legs(observed: GroupStatus) -> RenderableType:
             size(leg.lag_bytes),
             age(leg.latest_checkpoint_time),
             size(leg.stored_bytes),
-            escape(leg.message),
         )
     return rows
