@@ -41,6 +41,7 @@ from dpac_api.models import (
     Target,
     TargetCheck,
     TargetSpec,
+    TargetUsage,
     TokenInfo,
     VerifyRequest,
 )
@@ -151,6 +152,10 @@ class Client:
     def check_target(self, name: str) -> TargetCheck:
         """Probe a target: what works there and what does not."""
         return self._send(TargetCheck, "POST", f"/v1/targets/{_part(name)}/check")
+
+    def target_usage(self, name: str) -> TargetUsage:
+        """What a target holds, how it is used, and what that costs a month."""
+        return self._get(TargetUsage, f"/v1/targets/{_part(name)}/usage")
 
     # ------------------------------------------------------------------ groups
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dpac_api.errors import Unsupported
 
 if TYPE_CHECKING:
-    from dpac_api.models import DirectorySpec, LegSpec, S3TargetSpec, TargetSpec
+    from dpac_api.models import DirectorySpec, LegSpec, S3TargetSpec, TargetSpec, TargetTraffic
     from dpac_engine.control.assignment import WorkerAssignment
     from dpac_engine.control.catalogue_rebuild import StoredGroups
     from dpac_engine.control.child_process import ChildArguments
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dpac_engine.io.keys import Keyring
     from dpac_engine.io.members.directory import DirectoryMember
     from dpac_engine.io.repository import RepositoryReader
+    from dpac_engine.io.stores.counting import Meter, Meters
     from dpac_engine.io.stores.s3 import S3Store
 
 READER_RETRY_SECONDS = 20.0
@@ -40,16 +41,18 @@ SHIPPER_RETRY_SECONDS = 3.0
 """A leg tries again by itself, and shows why: only what passes at once is hidden from it."""
 
 
-def open_store(target: TargetSpec, retry_seconds: float = READER_RETRY_SECONDS) -> Store:
-    """A target's store; where it is a network away, each call is tried again for `retry_seconds` at most."""
+def open_store(target: TargetSpec, meter: Meter, retry_seconds: float = READER_RETRY_SECONDS) -> Store:
+    """A target's store, counted; where it is a network away, each call is tried again for `retry_seconds` at most."""
     from dpac_api.models import FilesystemTargetSpec
+    from dpac_engine.io.stores.counting import CountingStore
     from dpac_engine.io.stores.filesystem import FilesystemStore
     from dpac_engine.io.stores.prefixed import PrefixedStore
     from dpac_engine.io.stores.retrying import RetryingStore
 
     if isinstance(target, FilesystemTargetSpec):
-        return FilesystemStore(Path(target.path))
-    store = RetryingStore(_bucket(target), retry_seconds)
+        return CountingStore(FilesystemStore(Path(target.path)), meter)
+    bucket = _bucket(target)
+    store = RetryingStore(CountingStore(bucket, meter, bucket.request_count), retry_seconds)
     return PrefixedStore(store, f"{target.prefix}/") if target.prefix else store
 
 
@@ -74,12 +77,16 @@ def examine_target(target: TargetSpec) -> dict[str, str]:
     return _bucket(target).examine() if isinstance(target, S3TargetSpec) else {}
 
 
-def open_repository_store(target: TargetSpec, group_uid: str, retry_seconds: float = READER_RETRY_SECONDS) -> Store:
-    """One group's part of a target."""
+def open_repository_store(
+    target: TargetSpec, group_uid: str, meters: Meters, retry_seconds: float = READER_RETRY_SECONDS
+) -> Store:
+    """One group's part of a target, with a meter of its own."""
     from dpac_engine.control.repositories import group_prefix
     from dpac_engine.io.stores.prefixed import PrefixedStore
 
-    return PrefixedStore(open_store(target, retry_seconds), group_prefix(group_uid))
+    return PrefixedStore(
+        open_store(target, meters.of(target.location, group_uid), retry_seconds), group_prefix(group_uid)
+    )
 
 
 def open_tails(target: TargetSpec, group_uid: str) -> TailStore:
@@ -93,12 +100,12 @@ def open_tails(target: TargetSpec, group_uid: str) -> TailStore:
     return FilesystemTails(Path(target.path), group_prefix(group_uid))
 
 
-def reader_opener(keyring: Keyring) -> Callable[[str, TargetSpec], RepositoryReader]:
+def reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, TargetSpec], RepositoryReader]:
     """Opens a group's repository at a target for reading."""
     from dpac_engine.io.repository import RepositoryReader
 
     return lambda group_uid, target: RepositoryReader(
-        open_repository_store(target, group_uid), group_uid, keyring.data_key
+        open_repository_store(target, group_uid, meters), group_uid, keyring.data_key
     )
 
 
@@ -109,17 +116,24 @@ def find_blueprint(name: str) -> Blueprint:
     return {"sqlite": SqliteBlueprint}[name]()
 
 
-def build_recovery(keyring: Keyring) -> TargetRecovery:
+def build_recovery(keyring: Keyring, meters: Meters) -> TargetRecovery:
     """What control asks of targets."""
     from dpac_engine.control.repositories import TargetRecovery
     from dpac_engine.io.members.tree_restore import restore_tree
 
     return TargetRecovery(
-        open_store, examine_target, reader_opener(keyring), restore_tree, find_blueprint, keyring.check_stored
+        lambda target: open_store(target, meters.of(target.location)),
+        examine_target,
+        reader_opener(keyring, meters),
+        restore_tree,
+        find_blueprint,
+        keyring.check_stored,
     )
 
 
-def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[WorkerAssignment], Group]:
+def group_maker(
+    site: Site, keyring: Keyring, executor: Executor, meters: Meters
+) -> Callable[[WorkerAssignment], Group]:
     """Makes a group's runtime in a worker; call it on the worker's event loop."""
     from dpac_engine.control.compaction import Compaction
     from dpac_engine.control.group import Group, GroupDeps
@@ -131,7 +145,7 @@ def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[W
 
     def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
         return RepositoryWriter(
-            open_repository_store(target, assignment.group_uid, SHIPPER_RETRY_SECONDS),
+            open_repository_store(target, assignment.group_uid, meters, SHIPPER_RETRY_SECONDS),
             assignment.group_uid,
             assignment.key_id,
             keyring.wrapped(assignment.key_id),
@@ -149,18 +163,23 @@ def group_maker(site: Site, keyring: Keyring, executor: Executor) -> Callable[[W
     def tails(assignment: WorkerAssignment, target: TargetSpec) -> TailStore:
         return open_tails(target, assignment.group_uid)
 
-    deps = GroupDeps(clock, executor, open_writer, compactor, directory, tails)
+    def traffic(group_uid: str, target: TargetSpec) -> TargetTraffic:
+        return meters.of(target.location, group_uid).read()
+
+    deps = GroupDeps(clock, executor, open_writer, compactor, directory, tails, traffic)
     return lambda assignment: Group(assignment, site.group(assignment.group_uid), deps)
 
 
 def build_mounts(
-    site: Site, worker: int, keyring: Keyring, nbd_uri: Callable[[str], str], executor: Executor
+    site: Site, worker: int, keyring: Keyring, nbd_uri: Callable[[str], str], executor: Executor, meters: Meters
 ) -> Mounts:
     """The mounts of one worker; `nbd_uri` gives the address of an export by its name."""
     from dpac_engine.control.mounts import Mounts
     from dpac_engine.io.members.tree_restore import restore_tree
 
-    return Mounts(worker, site.group("x").parent, site.mounts, reader_opener(keyring), restore_tree, nbd_uri, executor)
+    return Mounts(
+        worker, site.group("x").parent, site.mounts, reader_opener(keyring, meters), restore_tree, nbd_uri, executor
+    )
 
 
 def build_worker(arguments: ChildArguments) -> WorkerParts:
@@ -172,14 +191,16 @@ def build_worker(arguments: ChildArguments) -> WorkerParts:
     from dpac_engine.control.worker_process import WorkerParts
     from dpac_engine.io.clock import SystemClock
     from dpac_engine.io.keys import Keyring
+    from dpac_engine.io.stores.counting import Meters
 
     site = Site.read(Path(arguments.data))
     keyring = Keyring(site.keys)
     executor = ThreadPoolExecutor(thread_name_prefix="io")
+    meters = Meters(SystemClock())
     mounts = build_mounts(
-        site, arguments.index, keyring, lambda export: site.nbd_uri(arguments.index, export), executor
+        site, arguments.index, keyring, lambda export: site.nbd_uri(arguments.index, export), executor, meters
     )
-    worker = Worker(arguments.index, site.groups, group_maker(site, keyring, executor), mounts, SystemClock())
+    worker = Worker(arguments.index, site.groups, group_maker(site, keyring, executor, meters), mounts, SystemClock())
     return WorkerParts(worker, lambda: executor.shutdown(wait=False, cancel_futures=True))
 
 
@@ -199,6 +220,7 @@ def load_worker() -> None:
         "io.members.directory",
         "io.members.tree_restore",
         "io.repository",
+        "io.stores.counting",
         "io.stores.filesystem",
         "io.stores.prefixed",
         "io.stores.tails",
@@ -223,9 +245,11 @@ def build_control(arguments: ChildArguments) -> ControlParts:
     from dpac_engine.control.worker_client import WorkerClient
     from dpac_engine.io.clock import SystemClock
     from dpac_engine.io.keys import Keyring, SigningKey
+    from dpac_engine.io.stores.counting import Meters
 
     site = Site.read(Path(arguments.data))
     keyring = Keyring(site.keys)
+    meters = Meters(SystemClock())
     info = SiteInfo(site_uid=site.site_uid, name=site.name, version=version("dpac"))
     guard = CatalogueGuard(site.catalogue_file, site.groups)
     try:
@@ -237,13 +261,14 @@ def build_control(arguments: ChildArguments) -> ControlParts:
             host=Host(info, site.data, arguments.workers, keyring.create, site.nbd_socket),
             catalogue=catalogue,
             workers=[WorkerClient(site.rpc_socket(index)) for index in range(arguments.workers)],
-            recovery=build_recovery(keyring),
+            recovery=build_recovery(keyring, meters),
             keyring=keyring,
             signer=SigningKey(site.keys),
             clock=SystemClock(),
             admin_token=site.admin_token_file,
             greet=greet,
             crashing=partial(crashing_workers, site.supervisor_file),
+            traffic=lambda target: meters.read_all(target.location),
         )
     )
     return ControlParts(app, guard.outdated)
@@ -278,10 +303,12 @@ def run_child(role: str, arguments: str) -> int:
 def stored_groups(site: Site) -> StoredGroups:
     """Finds what a site's groups have said of themselves at a target."""
     from dpac_engine.control.repositories import stored_groups as find
+    from dpac_engine.io.clock import SystemClock
     from dpac_engine.io.keys import Keyring
+    from dpac_engine.io.stores.counting import Meters
 
-    keyring = Keyring(site.keys)
-    return lambda target: find(open_store(target), keyring)
+    keyring, meters = Keyring(site.keys), Meters(SystemClock())
+    return lambda target: find(open_store(target, meters.of(target.location)), keyring)
 
 
 def main() -> int:

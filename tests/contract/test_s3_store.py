@@ -28,7 +28,9 @@ from dpac_api.errors import (
 from dpac_api.models import S3TargetSpec
 from dpac_engine.control.repositories import TargetRecovery
 from dpac_engine.core.ports import TargetMissing
+from dpac_engine.io.clock import SystemClock
 from dpac_engine.io.stores import s3_client
+from dpac_engine.io.stores.counting import Meter
 from dpac_engine.io.stores.s3 import CLASS_BYTES_MIN, S3Store
 from dpac_engine.io.stores.s3_errors import mapped
 from dpac_engine.wiring import examine_target, open_store
@@ -185,7 +187,7 @@ def test_a_lost_answer_to_a_create_is_a_conflict_with_itself(proxy: FaultyProxy,
         return faults.pop()(asked, go_on) if faults else go_on()  # type: ignore[misc]
 
     proxy.fault = first_lost
-    store = open_store(spec, 5.0)
+    store = open_store(spec, Meter(SystemClock()), 5.0)
     with pytest.raises(Conflict):
         store.create("m/1", b"mine")
     assert store.get("m/1") == b"mine"
@@ -203,7 +205,7 @@ def test_throttling_that_passes_is_ridden_out(proxy: FaultyProxy, spec: S3Target
         return go_on()
 
     proxy.fault = thrice
-    store = open_store(spec, 20.0)
+    store = open_store(spec, Meter(SystemClock()), 20.0)
     store.put("s/1", b"x")
     assert proxy.count("PUT") == 4
     proxy.fault = refused(403, "AccessDenied")
@@ -312,7 +314,9 @@ def test_small_objects_are_always_standard(proxy: FaultyProxy, spec: S3TargetSpe
 
 
 def _check(spec: S3TargetSpec) -> dict[str, str]:
-    recovery = TargetRecovery(open_store, examine_target, None, None, None)  # type: ignore[arg-type]
+    recovery = TargetRecovery(
+        lambda target: open_store(target, Meter(SystemClock())), examine_target, None, None, None, None
+    )  # type: ignore[arg-type]
     return recovery.probe(spec)
 
 

@@ -13,6 +13,8 @@ import pytest
 from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temporary
 from dpac_api.models import S3TargetSpec
 from dpac_engine.core.ports import Store
+from dpac_engine.io.clock import SystemClock
+from dpac_engine.io.stores.counting import CountingStore, Meter
 from dpac_engine.io.stores.filesystem import FilesystemStore
 from dpac_engine.io.stores.memory import MemoryStore
 from dpac_engine.io.stores.prefixed import PrefixedStore
@@ -42,7 +44,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Each store, empty."""
     if request.param.startswith("s3"):
         bare = S3Store(request.getfixturevalue("bucket"))
-        return bare if request.param == "s3" else PrefixedStore(RetryingStore(bare, 3.0), "site-a/g/one/")
+        return (
+            bare
+            if request.param == "s3"
+            else PrefixedStore(
+                RetryingStore(CountingStore(bare, Meter(SystemClock()), bare.request_count), 3.0), "site-a/g/one/"
+            )
+        )
     if request.param == "memory":
         return MemoryStore()
     if request.param == "prefixed":

@@ -30,7 +30,16 @@ def site(tmp_path: Path, server: S3Server) -> Iterator[LiveSite]:
     with LiveSite(tmp_path / "site") as made:
         made.start()
         options = ["--bucket", "shop-copies", "--prefix", "fra", "--endpoint", server.endpoint]
-        made.dpac("target", "add", "copies", *options, "--credentials", f"file:{server.keys_file}")
+        made.dpac(
+            "target",
+            "add",
+            "copies",
+            *options,
+            "--price",
+            "storage_gib_month=2.0",
+            "--credentials",
+            f"file:{server.keys_file}",
+        )
         yield made
         made.print_logs()
 
@@ -76,6 +85,14 @@ def test_a_group_lives_in_a_bucket(site: LiveSite, server: S3Server, seed: int) 
     site.dpac("drill", "shop", "--at", "tag:filled", "--rto", "5m", "--report", str(report))
     assert json.loads(report.read_text())["passed"] is True
     site.dpac("verify", "shop")
+
+    usage = site.dpac_json("target", "show", "copies")["usage"]
+    assert usage["stored_bytes"] > SIZE
+    assert usage["traffic"]["sent_bytes"] > SIZE
+    assert usage["traffic"]["received_bytes"] > 3 * SIZE, "a restore, a drill and a verification have read it"
+    assert usage["traffic"]["failed_requests"] == 0
+    assert usage["monthly_cost"]["storage"] == round(usage["stored_bytes"] / 2**30 * 2.0, 4)
+    assert 'dpac_target_requests_total{class="write",target="copies"}' in site.rest.metrics()
 
     assert {path.relative_to(server.buckets).parts[:3] for path in objects(server)} == {("shop-copies", "fra", "g")}
     told = [path.read_bytes() for path in site.folder.rglob("*") if path.is_file() and path.suffix != ".raw"]

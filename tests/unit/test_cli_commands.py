@@ -269,7 +269,8 @@ def test_a_bucket_is_added_by_its_options(shell: Shell) -> None:
     """Every option arrives; a target is either a directory or a bucket; a wrong option is named and repeats no secret."""
     options = (
         "--bucket shop-copies --prefix site-a --region eu-central-1 --endpoint http://127.0.0.1:9000 "
-        "--storage-class STANDARD_IA --host-style --credentials file:/etc/dpac/s3 --proxy http://proxy:3128 --onsite"
+        "--storage-class STANDARD_IA --host-style --credentials file:/etc/dpac/s3 --proxy http://proxy:3128 --onsite "
+        "--price storage_gib_month=0.5 --price currency=EUR"
     )
     made = shell.json("target", "add", "cloud", *options.split())
     assert made["spec"] == {
@@ -284,6 +285,14 @@ def test_a_bucket_is_added_by_its_options(shell: Shell) -> None:
         "ca_file": None,
         "proxy": "http://proxy:3128",
         "offsite": False,
+        "prices": {
+            "currency": "EUR",
+            "storage_gib_month": 0.5,
+            "write_1000": None,
+            "read_1000": None,
+            "retrieval_gib": None,
+            "egress_gib": None,
+        },
     }
     assert "s3://shop-copies/site-a" in shell.run("target", "list")
     shell.run("target", "add", "cloud", status=2)
@@ -291,6 +300,20 @@ def test_a_bucket_is_added_by_its_options(shell: Shell) -> None:
     shell.run("target", "add", "cloud", "--bucket", "b-1", "--credentials", "AKIA:s3cr3t", status=2)
     assert "credentials: it must say where" in shell.error
     assert "s3cr3t" not in shell.error
+
+
+def test_a_target_shows_what_it_holds_and_costs(shell: Shell) -> None:
+    """As text and as JSON; a folder costs nothing that dpac knows of, a bucket as much as its prices say."""
+    shell.declare()
+    assert "stored 0 B, used by shop" in shell.run("target", "show", "copies")
+    assert shell.json("target", "show", "copies")["usage"]["monthly_cost"] is None
+    shell.run("target", "add", "cloud", "--bucket", "shop-copies")
+    assert "about 0.00 USD a month" in shell.run("target", "show", "cloud")
+    shell.run("target", "add", "own", "--bucket", "shop-copies", "--endpoint", "http://127.0.0.1:9000")
+    assert "declare `prices`" in shell.run("target", "show", "own")
+    shell.run("target", "show", "nowhere", status=3)
+    shell.run("target", "add", "own", "--bucket", "b-1", "--price", "storage", status=2)
+    assert "write NAME=VALUE" in shell.error
 
 
 def test_a_target_check_fails_if_a_probe_does(shell: Shell) -> None:

@@ -70,11 +70,16 @@ from dpac_api.models.status import (
 )
 from dpac_api.models.targets import (
     FilesystemTargetSpec,
+    MonthlyCost,
     PutTarget,
+    S3Prices,
+    S3StorageClass,
     S3TargetSpec,
     Target,
     TargetCheck,
     TargetSpec,
+    TargetTraffic,
+    TargetUsage,
     target_spec_of,
 )
 
@@ -113,6 +118,7 @@ __all__ = [
     "MemberSpec",
     "MemberStatus",
     "Model",
+    "MonthlyCost",
     "Mount",
     "MountRequest",
     "Name",
@@ -128,6 +134,8 @@ __all__ = [
     "RestoreRequest",
     "RetentionSpec",
     "Role",
+    "S3Prices",
+    "S3StorageClass",
     "S3TargetSpec",
     "Selector",
     "SiteInfo",
@@ -139,6 +147,8 @@ __all__ = [
     "Target",
     "TargetCheck",
     "TargetSpec",
+    "TargetTraffic",
+    "TargetUsage",
     "TokenInfo",
     "Uid",
     "VerifyFinding",

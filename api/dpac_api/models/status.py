@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dpac_api.models.fields import Model
 from dpac_api.models.groups import Role
+from dpac_api.models.targets import TargetTraffic
 
 
 class DataState(StrEnum):
@@ -94,6 +95,9 @@ class LegStatus(Model):
     latest_checkpoint_time: datetime | None = None
     oldest_checkpoint_time: datetime | None = None
     stored_bytes: int = 0
+    traffic: TargetTraffic | None = Field(
+        default=None, description="What this group's worker asked of the target, mounts included."
+    )
     last_verified_checkpoint: str | None = None
     escrow: list[str] = Field(
         default=[], description="Fingerprints of the escrow keys whose private halves open what lies at the target."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -56,6 +57,26 @@ S3StorageClass = Literal[
 """Those that can be read at once: a copy that must be thawed first is none that recovers in time."""
 
 
+Price = Annotated[float | None, Field(default=None, ge=0, le=1_000_000)]
+
+
+class S3Prices(Model):
+    """What a bucket is billed by; what is left out is Amazon's list price, or nothing where an endpoint is given."""
+
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="Of all of them, such as EUR.")
+    storage_gib_month: Price = Field(default=None, description="A GiB kept for a month.")
+    write_1000: Price = Field(default=None, description="A thousand puts or listings.")
+    read_1000: Price = Field(default=None, description="A thousand reads.")
+    retrieval_gib: Price = Field(default=None, description="A GiB read from a class for what is read rarely.")
+    egress_gib: Price = Field(
+        default=None, description="A GiB that leaves the bucket's region; 0 if the backend is in it."
+    )
+
+    def over(self, others: S3Prices) -> S3Prices:
+        """These, and the others' where these say nothing."""
+        return others.model_copy(update=self.model_dump(exclude_none=True))
+
+
 class S3TargetSpec(Model):
     """A bucket of Amazon S3 or of a server that speaks its protocol."""
 
@@ -97,6 +118,9 @@ class S3TargetSpec(Model):
         default=None, description="Address of an HTTP proxy; None: as the backend's environment says."
     )
     offsite: bool = Field(default=True, description="It lies at another place than the site.")
+    prices: S3Prices | None = Field(
+        default=None, description="For the estimate of its monthly cost; None: Amazon's list prices."
+    )
 
     @property
     def location(self) -> str:
@@ -134,6 +158,46 @@ class Target(Model):
     spec: TargetSpec
     generation: int
     used_by: list[str] = Field(default=[], description="Groups with a leg to it.")
+
+
+class TargetTraffic(Model):
+    """What was asked of a target since a moment: that of a process's start, mostly."""
+
+    since: datetime
+    write_requests: int = Field(default=0, description="Puts, creates, and parts of large ones.")
+    read_requests: int = 0
+    list_requests: int = 0
+    delete_requests: int = 0
+    failed_requests: int = Field(default=0, description="Of all of them; those that found nothing are none.")
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+    def plus(self, other: TargetTraffic) -> TargetTraffic:
+        """Both together, since the older moment."""
+        names = set(TargetTraffic.model_fields) - {"since"}
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return TargetTraffic(since=min(self.since, other.since), **sums)
+
+
+class MonthlyCost(Model):
+    """An estimate: storage as it is now, requests and egress as they were since the processes started."""
+
+    currency: str
+    storage: float
+    requests: float
+    egress: float = Field(description="What leaves the bucket, retrieval included.")
+    total: float
+
+
+class TargetUsage(Model):
+    """What a target holds, and how it is used."""
+
+    target: Name
+    stored_bytes: int = Field(description="By the active groups that replicate to it.")
+    traffic: TargetTraffic
+    monthly_cost: MonthlyCost | None = Field(
+        description="None for a file system, and for a server of one's own without `prices`."
+    )
 
 
 class TargetCheck(Model):

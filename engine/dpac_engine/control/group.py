@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpac_api.errors import DpacError, Invalid
-from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, SyncLegSpec, TargetSpec
+from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, SyncLegSpec, TargetSpec, TargetTraffic
 from dpac_engine.control import group_state, group_status
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.gate import Gate
@@ -51,6 +51,8 @@ class GroupDeps(NamedTuple):
     compactor: Callable[[WorkerAssignment, LegSpec], Compactor]
     directory: DirectoryFactory
     open_tails: Callable[[WorkerAssignment, TargetSpec], TailStore]
+    traffic: Callable[[str, TargetSpec], TargetTraffic | None] = lambda _group_uid, _target: None
+    """What this process asked of a group's part of a target."""
 
 
 @dataclass
@@ -131,6 +133,11 @@ class Group:
     def escrow_keys(self) -> list[str]:
         """Public keys to which the data key is sealed at every target."""
         return self.assignment.spec.encryption.escrow
+
+    def traffic(self, target: str) -> TargetTraffic | None:
+        """What this process asked of the group's part of a target."""
+        spec = self.assignment.targets.get(target)
+        return None if spec is None else self._deps.traffic(self.assignment.group_uid, spec)
 
     def spec_object(self) -> SpecObject:
         """The declaration, for the repository."""

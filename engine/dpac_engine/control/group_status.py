@@ -15,6 +15,7 @@ from dpac_api.models import (
     GroupStatus,
     LegStatus,
     SlaState,
+    TargetTraffic,
 )
 from dpac_engine.control.moments import moment
 from dpac_engine.control.shipper import Shipper
@@ -72,7 +73,9 @@ def checkpoint_of(mark: Mark, shard_uid: str, names: dict[int, str]) -> Checkpoi
 
 def of(group: Group) -> GroupStatus:
     """The group's status now."""
-    legs = {name: _leg(leg, group.sync_legs.get(name)) for name, leg in group.legs.items()}
+    legs = {
+        name: _leg(leg, group.sync_legs.get(name), group.traffic(leg.spec.target)) for name, leg in group.legs.items()
+    }
     members = {member.name: member.status(_seeded(group, ordinal)) for ordinal, member in group.members.items()}
     seeded = bool(members) and all(member.seeded for member in members.values())
     late = any(leg.lag_seconds > leg.rpo_seconds for leg in legs.values())
@@ -123,7 +126,7 @@ def _held(leg: Shipper) -> set[int]:
     return leg.repository.recoverable_members(ordinals, leg.last_mark.lsn) or set()
 
 
-def _leg(leg: Shipper, sync: SyncLeg | None) -> LegStatus:
+def _leg(leg: Shipper, sync: SyncLeg | None, traffic: TargetTraffic | None) -> LegStatus:
     state = leg.repository
     there = max(leg.memory.cursor, sync.confirmed_lsn if sync else 0)
     oldest = _oldest_stamp(leg)
@@ -141,6 +144,7 @@ def _leg(leg: Shipper, sync: SyncLeg | None) -> LegStatus:
         latest_checkpoint_time=moment(newest.stamp_ns) if newest else None,
         oldest_checkpoint_time=moment(oldest) if newest and oldest else None,
         stored_bytes=state.stored_bytes if state else 0,
+        traffic=traffic,
         message=leg.error.message if leg.error else "",
         escrow=leg.escrow,
         in_sync=sync is not None and sync.in_sync,

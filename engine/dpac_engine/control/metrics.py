@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dpac_api.models import DataState, GroupStatus, SiteInfo, SlaState
+from dpac_api.models import DataState, GroupStatus, SiteInfo, SlaState, TargetUsage
 
 Counts = Mapping[tuple[str, str], int]
 """(operation kind, phase) -> how many are journalled."""
 
 
-def render(site: SiteInfo, statuses: Mapping[str, GroupStatus], operations: Counts) -> bytes:
+def render(
+    site: SiteInfo, statuses: Mapping[str, GroupStatus], operations: Counts, usages: Sequence[TargetUsage]
+) -> bytes:
     """The samples in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Snapshot(site, statuses, operations))
+    registry.register(_Snapshot(site, statuses, operations, usages))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    def __init__(self, site: SiteInfo, statuses: Mapping[str, GroupStatus], operations: Counts) -> None:
+    def __init__(
+        self, site: SiteInfo, statuses: Mapping[str, GroupStatus], operations: Counts, usages: Sequence[TargetUsage]
+    ) -> None:
         self._site = site
         self._statuses = statuses
         self._operations = operations
+        self._usages = usages
 
     def collect(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(
@@ -35,6 +40,7 @@ class _Snapshot(Collector):
         yield info
         yield from self._of_groups()
         yield from self._of_legs()
+        yield from self._of_targets()
         done = GaugeMetricFamily("dpac_operations", "Operations in the journal.", labels=["kind", "phase"])
         for (kind, phase), count in sorted(self._operations.items()):
             done.add_metric([kind, phase], count)
@@ -133,6 +139,28 @@ class _Snapshot(Collector):
                 ]
                 waits.add_metric([group], buckets, wait.sum_seconds)
         yield from (in_sync, falls, waits)
+
+    def _of_targets(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "dpac_target_requests",
+            "Requests by what they are billed as, since the processes started.",
+            labels=["target", "class"],
+        )
+        failed = CounterMetricFamily("dpac_target_failed_requests", "Those of them that failed.", labels=["target"])
+        sent = CounterMetricFamily("dpac_target_sent_bytes", "Bytes of objects sent.", labels=["target"])
+        received = CounterMetricFamily("dpac_target_received_bytes", "Bytes of objects received.", labels=["target"])
+        cost = GaugeMetricFamily(
+            "dpac_target_monthly_cost", "An estimate, at the present rates.", labels=["target", "currency"]
+        )
+        for usage in self._usages:
+            for kind in ("write", "read", "list", "delete"):
+                requests.add_metric([usage.target, kind], getattr(usage.traffic, f"{kind}_requests"))
+            failed.add_metric([usage.target], usage.traffic.failed_requests)
+            sent.add_metric([usage.target], usage.traffic.sent_bytes)
+            received.add_metric([usage.target], usage.traffic.received_bytes)
+            if usage.monthly_cost is not None:
+                cost.add_metric([usage.target, usage.monthly_cost.currency], usage.monthly_cost.total)
+        yield from (requests, failed, sent, received, cost)
 
 
 def _gauge(name: str, meaning: str, label: str, samples: Iterable[tuple[str, float]]) -> Metric:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -27,15 +28,19 @@ from dpac_api.models import (
     Operation,
     OperationStep,
     Phase,
+    S3TargetSpec,
+    Target,
     TargetCheck,
     TargetSpec,
+    TargetTraffic,
+    TargetUsage,
 )
 from dpac_engine.control import catalogue_operations as journal
 from dpac_engine.control.auth import Authenticator
 from dpac_engine.control.catalogue import Catalogue, recall, remember, utc
 from dpac_engine.control.catalogue_groups import Host, OnDestroy, delete_group, group_row, where_recovery_points_lie
 from dpac_engine.control.catalogue_schema import GroupRow, MountRow, OperationRow
-from dpac_engine.control.catalogue_targets import group_uids_at, target_spec
+from dpac_engine.control.catalogue_targets import group_uids_at, list_targets, target_spec
 from dpac_engine.control.drill import Drill
 from dpac_engine.control.observation import observe, with_crashing
 from dpac_engine.control.operations import Operations, RunMaker, Stage
@@ -45,6 +50,7 @@ from dpac_engine.control.restore import Restore
 from dpac_engine.control.timeline import GroupView, Timeline, view_active_groups, view_group
 from dpac_engine.control.verify import Verify
 from dpac_engine.control.worker_api import WorkerApi, WorkerMount
+from dpac_engine.core.costs import monthly_cost
 from dpac_engine.core.ports import Clock
 
 _log = logging.getLogger(__name__)
@@ -71,6 +77,8 @@ class Deps:
     """Raises Temporary unless an NBD server greets at the URI."""
     crashing: Callable[[], Mapping[int, str]] = dict
     """Workers that die again and again -> how they ended last."""
+    traffic: Callable[[TargetSpec], Sequence[TargetTraffic]] = lambda _target: ()
+    """What control itself asked of a target: checks, drills, restores, verification."""
     apply_seconds: float = APPLY_SECONDS
     retry_seconds: Sequence[float] = RETRY_SECONDS
 
@@ -230,6 +238,23 @@ class Plane:
             raise NotFound(f"There is no target {name!r} on this site.")
         checks = await asyncio.to_thread(self.recovery.probe, spec)
         return TargetCheck(target=name, ok=all(what == "ok" for what in checks.values()), checks=checks)
+
+    async def target_usages(self, statuses: Mapping[str, GroupStatus]) -> list[TargetUsage]:
+        """What each declared target holds and how it is used, for statuses of all groups."""
+        targets: list[Target] = await self.read(lambda session: list_targets(session, self.host.site.site_uid))
+        return [self._usage(target, statuses) for target in targets]
+
+    def _usage(self, target: Target, statuses: Mapping[str, GroupStatus]) -> TargetUsage:
+        legs = [leg for status in statuses.values() for leg in status.legs.values() if leg.target == target.name]
+        traffic = [*(leg.traffic for leg in legs if leg.traffic), *self._deps.traffic(target.spec)]
+        stored_bytes = sum(leg.stored_bytes for leg in legs)
+        spec, now = target.spec, self.now()
+        return TargetUsage(
+            target=target.name,
+            stored_bytes=stored_bytes,
+            traffic=reduce(TargetTraffic.plus, traffic, TargetTraffic(since=now)),
+            monthly_cost=monthly_cost(spec, stored_bytes, traffic, now) if isinstance(spec, S3TargetSpec) else None,
+        )
 
     # -------------------------------------------------------------- checkpoints
 

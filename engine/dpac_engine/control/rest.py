@@ -124,7 +124,9 @@ def _observer_routes(plane: Plane) -> APIRouter:
     @routes.get("/metrics", dependencies=[requires(plane, "read")], response_class=PlainTextResponse)
     async def get_metrics() -> PlainTextResponse:
         """Every group's status as Prometheus samples."""
-        text = metrics.render(plane.host.site, await plane.statuses(), await plane.operation_counts())
+        statuses = await plane.statuses()
+        usages = await plane.target_usages(statuses)
+        text = metrics.render(plane.host.site, statuses, await plane.operation_counts(), usages)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @routes.get("/healthz")

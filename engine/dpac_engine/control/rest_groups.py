@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 
-from dpac_api.models import Group, GroupStatus, Name, PutGroup, PutTarget, RequestId, Target, TargetCheck
+from dpac_api.models import Group, GroupStatus, Name, PutGroup, PutTarget, RequestId, Target, TargetCheck, TargetUsage
 from dpac_engine.control import catalogue_groups as groups
 from dpac_engine.control import catalogue_targets as targets
 from dpac_engine.control.catalogue import fingerprint_of
@@ -63,6 +63,13 @@ def target_routes(plane: Plane) -> APIRouter:
             return {}
 
         await plane.change(identity("DELETE", f"targets/{name}", None, request_id), delete)
+
+    @routes.get("/{name}/usage", dependencies=[requires(plane, "read")])
+    async def get_usage(name: Name) -> TargetUsage:
+        """What a target holds, how it is used, and what that costs a month."""
+        target: Target = await plane.read(lambda session: targets.get_target(session, site_uid, name))
+        usages = await plane.target_usages(await plane.statuses())
+        return next(usage for usage in usages if usage.target == target.name)
 
     @routes.post("/{name}/check", dependencies=[requires(plane, "operate")])
     async def check_target(name: Name) -> TargetCheck:

@@ -15,11 +15,13 @@ from dpac_engine.control.commands.session import (
     client,
     console,
     escape,
+    moment,
     page_of,
     print_json,
     print_page,
     say,
     say_more,
+    size,
     table,
 )
 
@@ -49,6 +51,31 @@ def list_targets(json: Json = False, limit: Limit = PAGE, cursor: Cursor = None)
         )
     console().print(rows)
     say_more(more)
+
+
+@app.command("show")
+def show(target: TargetName, json: Json = False) -> None:
+    """What a target holds, how it is used, and about what that costs a month."""
+    with client() as site:
+        found, usage = site.target(target), site.target_usage(target)
+    if json:
+        print_json({"target": found, "usage": usage})
+        return
+    seen, cost = usage.traffic, usage.monthly_cost
+    console().print(f"[bold]{escape(found.name)}[/bold]  {found.spec.kind}  {escape(found.spec.location)}")
+    console().print(f"stored {size(usage.stored_bytes)}, used by {escape(', '.join(found.used_by) or 'no group')}")
+    console().print(
+        f"since {moment(seen.since)}: {seen.write_requests} writes, {seen.read_requests} reads, "
+        f"{seen.list_requests} listings, {seen.delete_requests} deletes, {seen.failed_requests} failed; "
+        f"{size(seen.sent_bytes)} sent, {size(seen.received_bytes)} received"
+    )
+    if cost is not None:
+        console().print(
+            f"about {cost.total:.2f} {cost.currency} a month: storage {cost.storage:.2f}, requests {cost.requests:.2f}, "
+            f"egress {cost.egress:.2f}"
+        )
+    elif found.spec.kind == "s3":
+        console().print("cost unknown: declare `prices` for a server of your own (docs/s3.md)")
 
 
 @app.command("check")
@@ -98,6 +125,10 @@ def add(
         str | None, typer.Option("--ca-file", help="S3: certificates that the server's must be signed by.")
     ] = None,
     proxy: Annotated[str | None, typer.Option("--proxy", help="S3: address of an HTTP proxy.")] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option("--price", help="S3: NAME=VALUE, for the estimate of its cost, such as storage_gib_month=0.02."),
+    ] = None,
     offsite: Annotated[
         bool | None,
         typer.Option("--offsite/--onsite", help="Whether it lies at another place than the site. Else: S3 does."),
@@ -117,6 +148,7 @@ def add(
         "ca_file": ca_file,
         "proxy": proxy,
         "offsite": offsite,
+        "prices": _prices(price) if price else None,
     }
     spec = _spec({name: value for name, value in given.items() if value is not None})
     with client() as site:
@@ -125,6 +157,16 @@ def add(
         print_json(made)
     else:
         say(f"The target {made.name} is at {made.spec.location}.")
+
+
+def _prices(given: list[str]) -> dict[str, str]:
+    """`currency=EUR storage_gib_month=0.02` as properties."""
+    from dpac_api.errors import Invalid
+
+    for one in given:
+        if "=" not in one:
+            raise Invalid(f"--price {one}: write NAME=VALUE, such as storage_gib_month=0.02.")
+    return dict(one.split("=", 1) for one in given)
 
 
 def _spec(given: dict[str, Any]) -> TargetSpec:

@@ -39,11 +39,6 @@ SKEW_SECONDS_MAX = 60.0
 Answer = TypeVar("Answer")
 
 
-def request_count(size_bytes: int) -> int:
-    """Requests that moving an object takes: one, or one a part with two around them."""
-    return 1 if size_bytes <= LARGE_BYTES else -(-size_bytes // PART_BYTES) + 2
-
-
 class S3Store:
     """A bucket. Safe for threads. Credentials are read when it is first used, and again after they were refused."""
 
@@ -52,6 +47,11 @@ class S3Store:
         self._where = spec.location
         self._lock = threading.Lock()
         self._made: S3Client | None = None
+
+    @staticmethod
+    def request_count(size_bytes: int) -> int:
+        """Requests that moving an object takes: one, or one a part with some around them."""
+        return 1 if size_bytes <= LARGE_BYTES else -(-size_bytes // PART_BYTES) + 2
 
     # ------------------------------------------------------------------ the store
 
@@ -124,7 +124,8 @@ class S3Store:
 
     def _look(self) -> datetime | None:
         """The server's time; raises what hinders a listing: a missing bucket, refused credentials."""
-        answer = self._do("list the bucket", lambda client: self._page(client, "", {"MaxKeys": 1}))
+        place = f"{self._spec.prefix}/" if self._spec.prefix else ""
+        answer = self._do("list the bucket", lambda client: self._page(client, place, {"MaxKeys": 1}))
         try:
             date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         except (KeyError, ValueError):
