@@ -681,6 +681,33 @@ def test_a_journal_that_works_again_is_used_again_without_a_restart(
     run(tmp_path, story)
 
 
+def test_acknowledged_changes_never_go_to_another_file_than_they_were_meant_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file put in a volume's place before a restart is refused while the journal holds changes for the right one."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        with monkeypatch.context() as slow:
+            slow.setattr(Volume, "_apply_blocking", lambda *_: None)
+            write(group, 0, b"mine" + bytes(508))
+            await site.kill(group)
+        site.disk.rename(site.root / "right.raw")
+        site.disk.write_bytes(b"other" + bytes(DISK_BYTES - 5))
+        again = site.group()
+        await again.start()
+        assert "MemberReplaced" in condition_types(again)
+        assert site.disk.read_bytes()[:5] == b"other"
+        (site.root / "right.raw").rename(site.disk)
+        await until(lambda: again.members[1].volume is not None)
+        assert volume_of(again).read_blocking(0, 512)[:4] == b"mine"
+        assert "MemberReplaced" not in condition_types(again)
+
+    run(tmp_path, story)
+
+
 def _full_disk(path: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

@@ -38,7 +38,7 @@ from dpac_engine.control.catalogue_targets import (
     target_spec,
     targets_of,
 )
-from dpac_engine.control.host_checks import check_member, check_overlaps, real_path
+from dpac_engine.control.host_checks import check_member, check_overlaps, has_other_names, real_path
 from dpac_engine.control.member_identity import Identity, assign
 from dpac_engine.control.ownership import settle
 
@@ -196,7 +196,9 @@ def _check_spec(session: Session, name: str, spec: GroupSpec, before: GroupSpec 
     for member, wanted in spec.members.items():
         check_member(f"spec.members.{member}", wanted, before.members.get(member) if before else None)
     paths = [real_path(wanted.path) for wanted in spec.members.values()]
-    claims = [claim for claim in member_claims(session, paths) if claim.group != name]
+    # A file with several names may be claimed by any of them.
+    found = member_claims(session, None if any(map(has_other_names, paths)) else paths)
+    claims = [claim for claim in found if claim.group != name]
     check_overlaps(spec.members, host.data, target_claims(session), claims)
 
 

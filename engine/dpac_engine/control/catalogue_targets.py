@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from dpac_api.errors import Conflict, NotFound
@@ -121,13 +121,19 @@ def target_claims(session: Session, *, apart_from: str = "") -> list[Claim]:
 
 
 def member_claims(session: Session, paths: Iterable[str] | None = None) -> list[Claim]:
-    """The (real) paths of all present members of active groups; only those of `paths` where that is given."""
+    """The (real) paths of all present members of active groups; with `paths` only those at, above or below one of them."""
     query = (
         select(MemberRow.path_real, MemberRow.name, GroupRow.name, MemberRow.kind)
         .join(GroupRow, GroupRow.uid == MemberRow.group_uid)
         .where(GroupRow.lifecycle == "active", MemberRow.removed.is_(False))
     )
-    rows = session.execute(query if paths is None else query.where(MemberRow.path_real.in_(list(paths))))
+    if paths is not None:
+        wanted = list(paths)
+        above = {str(parent) for path in wanted for parent in (Path(path), *Path(path).parents)}
+        # "0" follows "/": everything below a path sorts between the two.
+        below = [and_(MemberRow.path_real > f"{path}/", MemberRow.path_real < f"{path}0") for path in wanted]
+        query = query.where(or_(MemberRow.path_real.in_(above), *below))
+    rows = session.execute(query)
     return [
         Claim(path, f"member {member!r} of group {group!r}", kind == "directory", group)
         for path, member, group, kind in rows

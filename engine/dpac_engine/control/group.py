@@ -437,6 +437,7 @@ class Group:
                     attach_at = self._loop.time() + ATTACH_RETRY_SECONDS
                     for member in list(self.members.values()):
                         await member.attach()
+                        await member.look_at_file()
                 for member in list(self.members.values()):
                     await member.sync()
                     await member.give_up_failed()

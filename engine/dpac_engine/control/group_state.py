@@ -30,8 +30,10 @@ class MemberMemory(msgspec.Struct):
     """Records up to this incarnation are not replayed: the journal failed in it, and the file went on without."""
     aside_lsn: int = 0
     """Its records before this LSN are not replayed from the spool: they were set aside (`io/unapplied.py`)."""
-    signature: tuple[int, int, int] | None = None
-    """Volumes: how the file was left by a clean detach (size, mtime, inode)."""
+    signature: tuple[int, ...] | None = None
+    """Volumes: how the file was left by a clean detach (size, mtime, inode, device)."""
+    attached: tuple[int, int] | None = None
+    """Volumes: (inode, device) of the file that was attached last."""
 
 
 class LegMemory(msgspec.Struct):

@@ -17,6 +17,7 @@ from dpac_api.models import (
     SlaState,
     TargetTraffic,
 )
+from dpac_engine.control.member import Replaced
 from dpac_engine.control.moments import moment
 from dpac_engine.control.shipper import Shipper
 from dpac_engine.control.sync_leg import SyncLeg
@@ -27,6 +28,7 @@ from dpac_engine.core.sync import Phase
 
 if TYPE_CHECKING:
     from dpac_engine.control.group import Group
+    from dpac_engine.control.member import Member
 
 _WORST = (
     DataState.CONTINUOUS,
@@ -77,6 +79,9 @@ def of(group: Group) -> GroupStatus:
         name: _leg(leg, group.sync_legs.get(name), group.traffic(leg.spec.target)) for name, leg in group.legs.items()
     }
     members = {member.name: member.status(_seeded(group, ordinal)) for ordinal, member in group.members.items()}
+    for member in group.members.values():
+        if members[member.name].seeded:
+            member.changed = ""  # every target has it as it is now
     seeded = bool(members) and all(member.seeded for member in members.values())
     late = any(leg.lag_seconds > leg.rpo_seconds for leg in legs.values())
     copied = bool(legs) and all(leg.latest_checkpoint is not None for leg in legs.values())
@@ -163,6 +168,15 @@ def _oldest_stamp(leg: Shipper) -> int | None:
     return min(stamps, default=None)
 
 
+def _whereabouts(member: Member) -> str:
+    path = member.spec.path
+    what = "is gone" if member.whereabouts == "missing" else "is another file now"
+    return (
+        f"{path} {what}; clients go on with the file that was opened, and it is replicated, but when the backend ends it can be "
+        f"lost. Move it back to {path} (if it was deleted, restore it: `dpac restore`)."
+    )
+
+
 def key(condition: Condition) -> str:
     """What makes two conditions the same one."""
     return f"{condition.type}/{condition.subject}"
@@ -206,7 +220,18 @@ def _conditions(group: Group) -> Iterator[Condition]:
     for member in group.members.values():
         if member.error is not None:
             kind = "MemberMissing" if member.error.code == "not_found" else "MemberFailed"
+            kind = "MemberReplaced" if isinstance(member.error, Replaced) else kind
             yield condition(kind, f"member/{member.name}", member.error.message)
+        if member.whereabouts:
+            yield condition(f"Member{member.whereabouts.capitalize()}", f"member/{member.name}", _whereabouts(member))
+        if member.changed:
+            yield condition(
+                "MemberChanged",
+                f"member/{member.name}",
+                f"{member.changed}. It is copied to every target anew. Stop whatever writes to it: clients of its export may see "
+                "data change under them.",
+                "warning",
+            )
         yield from member.conditions()
         if member.set_aside_bytes:
             yield condition(

@@ -112,7 +112,7 @@ def check_overlaps(
     Invalid, or Conflict that names the other group.
     """
     forbidden = [Claim(str(data.resolve()), "dpac's own data folder", True), *targets]
-    claimed = {claim.path: claim for claim in others}
+    claims = list(others)
     mine: dict[str, Claim] = {}
     for name, spec in members.items():
         where = f"spec.members.{name}.path"
@@ -124,11 +124,13 @@ def check_overlaps(
                     f"{spec.path} overlaps with {other.what} ({other.path}). Use a path apart from it.",
                     property_path=where,
                 )
-        if real in claimed:
-            raise Conflict(
-                f"{spec.path} is {claimed[real].what} already. A path belongs to one group; remove it there first.",
-                property_path=where,
-            )
+        for other in claims:
+            if _overlap(claim, other) or _is_one_file(real, other.path):
+                how = "is" if other.path == real else f"is or overlaps with {other.path},"
+                raise Conflict(
+                    f"{spec.path} {how} {other.what} already. A path belongs to one group; remove it there first.",
+                    property_path=where,
+                )
         mine[name] = claim
 
 
@@ -222,6 +224,23 @@ def check_apart(path: str, where: str, used: Iterable[Claim], data: Path) -> Non
 def real_path(path: str) -> str:
     """The path with symbolic links resolved, as far as it exists: what two declarations are compared by."""
     return os.path.realpath(path)
+
+
+def has_other_names(path: str) -> bool:
+    """Whether the file has hard links."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink > 1
+
+
+def _is_one_file(one: str, two: str) -> bool:
+    """Whether the two are names of one file."""
+    try:
+        return has_other_names(one) and os.path.samefile(one, two)
+    except OSError:
+        return False
 
 
 def _overlap(one: Claim, two: Claim) -> bool:

@@ -10,9 +10,10 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Protocol
 
-from dpac_api.errors import DpacError, Invalid, NotFound
+from dpac_api.errors import Conflict, DpacError, Invalid, NotFound
 from dpac_api.models import Condition, Cut, DirectorySpec, MemberSpec, MemberStatus, VolumeSpec
 from dpac_engine.control.assignment import MemberAssignment
+from dpac_engine.control.file_watch import FileWatch
 from dpac_engine.control.group_state import GroupState, MemberMemory
 from dpac_engine.control.moments import nanoseconds
 from dpac_engine.control.shipper import MemberInfo
@@ -25,6 +26,10 @@ from dpac_engine.io.spool import Entry, Spool
 from dpac_engine.io.unapplied import Record, read_aside, set_aside
 
 log = logging.getLogger(__name__)
+
+
+class Replaced(Conflict):
+    """Another file lies where a volume's was, and the journal holds changes for the one that was there."""
 
 
 class Directory(Protocol):
@@ -141,6 +146,9 @@ class Member:
         self._unapplied_lsn: int | None = None
         self._folder = folder
         self._found: list[Record] = []
+        self._watch: FileWatch | None = None
+        self.changed = ""
+        """What was done to it behind dpac's back; until every target has it as it is now."""
         self._tasks: list[asyncio.Task[None]] = []
         self.memory = state.members.setdefault(
             self.ordinal, MemberMemory(identity.uid, spec.kind, spec.path, spool.head_lsn)
@@ -199,6 +207,7 @@ class Member:
             raise NotFound(f"{path} is missing and has no `size` to create it with. Bring it back, or give `size`.")
         if before is None and self.memory.content_began:
             raise NotFound(f"{path} was protected and is missing now. Bring it back, or restore it (`dpac restore`).")
+        self._require_same_file(path, before)
         volume = Volume(path, self.ordinal, self._spool, asyncio.get_running_loop(), self._executor, self._pending_max)
         try:
             if self._is_behind:
@@ -210,9 +219,10 @@ class Member:
             size = max(volume.size_bytes, spec.size.bytes if spec.size else 0)
             if size == 0:
                 raise Invalid(f'{path} is empty and has no `size`. Give `size`, like `size="10GiB"`.')
-            if known is not None and before is not None and Signature(*known) != before:
+            unknown = known is None and before is not None and self._is_other(before)
+            if unknown or (known is not None and before is not None and not before.is_left_as(Signature(*known))):
                 self._content_changed()  # written to while it was detached: every target seeds it anew
-                log.warning("member %s: %s was changed while it was detached", self.name, path)
+                self._say_changed(f"{path} was changed or replaced while it was detached")
             volume.resize(size)
         except BaseException:
             volume.close()
@@ -220,8 +230,45 @@ class Member:
         volume.bypassing, volume.commits = self._bypassing, self._commits
         self.memory.signature = None
         self.memory.content_began = True
+        signature = volume.signature()
+        self.memory.attached = (signature.inode, signature.device)
+        self._watch = FileWatch(path, volume)
         self.volume = volume
         self._tasks = [asyncio.create_task(volume.write_behind(), name=f"write-behind-{self.name}")]
+
+    def _is_other(self, found: Signature) -> bool:
+        known = self.memory.attached
+        return known is not None and found.is_other_than(Signature(0, 0, *known))
+
+    def _require_same_file(self, path: Path, found: Signature | None) -> None:
+        """Replaced if acknowledged changes would go to another file than their clients wrote to."""
+        lacks = self._is_behind or any(self._counts(record) for record in self._found)
+        if found is not None and lacks and self._is_other(found):
+            raise Replaced(
+                f"Another file lies at {path} than the one that was attached, and acknowledged changes wait for that one. Put the "
+                "right file back. If this one is meant, remove the member, apply, and declare it again: those changes are "
+                "dropped then."
+            )
+
+    # ------------------------------------------------------------------ what others do to the file
+
+    async def look_at_file(self) -> None:
+        """See whether the volume's path still leads to the file that is written to, and whether somebody else writes it."""
+        watch, volume = self._watch, self.volume
+        if watch is None or volume is None:
+            return
+        try:
+            done = await watch.look()
+        except OSError:
+            return  # it was detached meanwhile, or its file system does not answer: what reads or writes it says so
+        if done and self.volume is volume:
+            volume.restore_size()
+            self._content_changed()
+            self._say_changed(f"{self.spec.path} was changed by another program while clients use it: {done}")
+
+    def _say_changed(self, message: str) -> None:
+        self.changed = message
+        log.warning("member %s: %s", self.name, message)
 
     # ------------------------------------------------------------------ what the file lacks
 
@@ -329,7 +376,7 @@ class Member:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         if self.volume is not None:
-            volume, self.volume = self.volume, None
+            volume, self.volume, self._watch = self.volume, None, None
             self._unapplied_lsn = None if volume.bypass else min(volume.synced_lsn, volume.low_lsn)
             self.memory.signature = await volume.stop()
             if self.memory.signature is not None:
@@ -392,6 +439,11 @@ class Member:
     def conditions(self) -> list[Condition]:
         """What a person should know of an attached member."""
         return self.directory.conditions(f"member/{self.name}") if self.directory is not None else []
+
+    @property
+    def whereabouts(self) -> str:
+        """`missing` or `replaced` if the path of an attached volume does not lead to its file any more."""
+        return self._watch.whereabouts if self._watch is not None else ""
 
     @property
     def set_aside_bytes(self) -> int:

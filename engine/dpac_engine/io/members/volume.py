@@ -43,6 +43,21 @@ class Signature(NamedTuple):
     size_bytes: int
     mtime_ns: int
     inode: int
+    device: int = 0
+    """Its file system's number, which a restart of the host may change; 0 in what an earlier version noted."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Signature:
+        """That of the file with this status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+
+    def is_left_as(self, known: Signature) -> bool:
+        """Nobody has changed the file since it was `known`."""
+        return self[:3] == known[:3]
+
+    def is_other_than(self, known: Signature) -> bool:
+        """It is surely another file, not the same one after its file system was mounted anew."""
+        return self.device == known.device and self.inode != known.inode
 
 
 class _Pending(NamedTuple):
@@ -79,7 +94,7 @@ def signature_of(path: Path) -> Signature | None:
         status = path.stat()
     except FileNotFoundError:
         return None
-    return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
+    return Signature.of(status)
 
 
 class Commits(Protocol):
@@ -135,6 +150,8 @@ class Volume:
         self._writing: Future[None] | None = None
         self._batch: asyncio.Task[None] | None = None
         self.pending_bytes = 0
+        self.writes = 0
+        """How often the file was written to."""
         self.synced_lsn = spool.head_lsn
         self.error: OSError | None = None
         self.bypass = False
@@ -164,6 +181,15 @@ class Volume:
             self.synced_lsn = min(self.synced_lsn, header.lsn)
             self._enter(_Pending(header.lsn, header.kind, header.offset, header.length, header.lsn + HEADER_BYTES, 0.0))
 
+    def signature(self) -> Signature:
+        """Of the open file. Blocks."""
+        return Signature.of(os.fstat(self._fd))
+
+    @property
+    def resting(self) -> bool:
+        """Nothing is being written to the file."""
+        return self._writing is None and self._in_flight_lsn is None
+
     def take(self, changes: Iterable[tuple[Header, memoryview]]) -> None:
         """Bring changes that an earlier attachment was not able to apply to the file, durably, in LSN order. Blocks; before
         any client. Raises OSError."""
@@ -188,7 +214,13 @@ class Volume:
         self._set_size(size_bytes)
         return self._spool.head_lsn
 
+    def restore_size(self) -> None:
+        """Give the file back what was cut off: the device has the size it told its clients, and zeroes there."""
+        if self.signature().size_bytes < self.size_bytes:
+            self._set_size(self.size_bytes)
+
     def _set_size(self, size_bytes: int) -> None:
+        self.writes += 1
         if os.fstat(self._fd).st_size < size_bytes:
             os.ftruncate(self._fd, size_bytes)
         self.size_bytes = max(self.size_bytes, size_bytes)
@@ -208,8 +240,10 @@ class Volume:
             await self._apply_batch()
         if self.error is None:
             await self._to_disk(os.fsync)  # the times too: they are part of the signature
+        # Of the file that was written to, whatever lies at the path by now.
+        signature = self.signature() if self.error is None else None
         self.close()
-        return signature_of(self.path) if self.error is None else None
+        return signature
 
     def close(self) -> None:
         """Let go of the file as it is."""
@@ -476,6 +510,7 @@ class Volume:
         self.pending_bytes -= size
 
     def _apply_blocking(self, batch: Sequence[_Pending]) -> None:
+        self.writes += 1
         # Runs of changes that continue each other on the device go in one call; order is kept throughout.
         run: list[memoryview] = []
         run_offset = run_end = -1
@@ -546,6 +581,7 @@ class Volume:
         self.resize(self.size_bytes)
 
     def _write_through(self, changes: Sequence[Change]) -> None:
+        self.writes += 1
         try:
             for kind, offset, length, data in changes:
                 if kind == ChangeKind.WRITE and data is not None:

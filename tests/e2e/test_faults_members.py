@@ -1,0 +1,148 @@
+"""A volume's file renamed, replaced, changed, cut short or claimed twice: said by name, and nothing that a client wrote is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpac_api.models import Condition
+from tests.e2e.ledger import Ledger
+from tests.e2e.site import MIB, LiveSite, connected, contents, flush, until, write
+
+pytestmark = pytest.mark.e2e
+BLOCKS = 256
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
+    """A site with a group of two volumes."""
+    with LiveSite(tmp_path_factory.mktemp("members")) as site:
+        site.start()
+        site.protect(
+            "shop",
+            {
+                "disk": {"kind": "volume", "path": str(site.folder / "disk.raw"), "size": "1MiB"},
+                "logs": {"kind": "volume", "path": str(site.folder / "logs.raw"), "size": "1MiB"},
+            },
+        )
+        yield site
+        site.print_logs()
+
+
+def conditions(site: LiveSite, subject: str = "member/disk") -> dict[str, Condition]:
+    """What is said about a member."""
+    return {each.type: each for each in site.rest.group_status("shop").conditions if each.subject == subject}
+
+
+def assert_protected_as_it_is(site: LiveSite) -> None:
+    """Nothing is said of the members any more, and a new checkpoint is the volume."""
+    until(lambda: site.rest.group_status("shop").protected and not conditions(site), "shop is protected again")
+    tagged = site.rest.take_checkpoint("shop", tag=f"as-is-{time.time_ns()}")
+    with site.mounted("shop", tagged.id) as mount:
+        assert contents(mount.members["disk"]) == contents(site.uri("shop/disk"))
+
+
+@pytest.mark.parametrize("how", ["missing", "replaced"])
+def test_a_file_that_is_moved_away_under_its_clients(site: LiveSite, seed: int, how: str) -> None:
+    """It is said within seconds, clients and replication go on with the open file, and it is over when the file is back."""
+    path = site.folder / "disk.raw"
+    with Ledger(site.uri("shop/disk"), BLOCKS, seed) as ledger:
+        ledger.wait_for(20)
+        path.rename(site.folder / "away.raw")
+        if how == "replaced":
+            path.write_bytes(bytes(MIB))
+        until(lambda: f"Member{how.capitalize()}" in conditions(site), "it is said", 15)
+        ledger.wait_for(100)
+        (site.folder / "away.raw").rename(path)
+        until(lambda: f"Member{how.capitalize()}" not in conditions(site), "it is over", 15)
+        ledger.wait_for(20)
+    assert ledger.refusals == []
+    assert ledger.problems(contents(site.uri("shop/disk"))) == []
+    assert_protected_as_it_is(site)
+    site.wait_drained("shop")
+    assert ledger.problems(path.read_bytes()) == []
+
+
+def test_a_file_that_is_away_at_the_start_is_attached_when_it_comes(site: LiveSite) -> None:
+    """The other member is served meanwhile, and no file is made in its place."""
+    path = site.folder / "disk.raw"
+    before = contents(site.uri("shop/disk"))
+    site.dpac("stop", "--data", str(site.data))
+    path.rename(site.folder / "away.raw")
+    site.start()
+    assert "MemberMissing" in conditions(site)
+    assert site.serves("shop/logs")
+    assert not site.serves("shop/disk")
+    assert not path.exists()
+    (site.folder / "away.raw").rename(path)
+    until(lambda: site.serves("shop/disk"), "it is attached by itself", 20)
+    assert contents(site.uri("shop/disk")) == before
+    assert_protected_as_it_is(site)
+
+
+@pytest.mark.parametrize("how", ["written", "cut short"])
+def test_what_another_program_does_to_the_file_is_seen_and_copied_anew(site: LiveSite, seed: int, how: str) -> None:
+    """Between two looks at a file at rest; a device that was cut short keeps its size."""
+    path = site.folder / "disk.raw"
+    with connected(site.uri("shop/disk")) as client:
+        write(client, 0, random.Random(seed).randbytes(4096))
+        flush(client)
+    site.wait_drained("shop")
+    pauses = iter(range(1000))
+    known = path.stat().st_mtime_ns
+
+    def told() -> bool:
+        # It is told between two looks at a file at rest; how soon the first of them comes is not ours to know.
+        if next(pauses) % 120 == 0 and "MemberChanged" not in conditions(site):
+            if how == "written":
+                with open(path, "r+b") as file:
+                    file.seek(512 * 1024)
+                    file.write(b"behind its back")
+            else:
+                os.truncate(path, 768 * 1024)
+        return "MemberChanged" in conditions(site)
+
+    until(told, "it is seen", 40)
+    assert path.stat().st_mtime_ns > known
+    assert_protected_as_it_is(site)
+    assert path.stat().st_size == MIB
+    assert len(contents(site.uri("shop/disk"))) == MIB
+
+
+def link(site: LiveSite, name: str, *, symbolic: bool) -> Path:
+    """Another name of the volume's file."""
+    path = site.folder / name
+    if symbolic:
+        path.symlink_to(site.folder / "disk.raw")
+    else:
+        path.hardlink_to(site.folder / "disk.raw")
+    return path
+
+
+@pytest.mark.parametrize("how", ["path", "symlink", "hard link", "directory above"])
+def test_a_volume_belongs_to_one_group_whatever_it_is_called(site: LiveSite, how: str) -> None:
+    """A second group's claim is refused with the name of the first; nothing is changed."""
+    where = {
+        "path": lambda: site.folder / "disk.raw",
+        "symlink": lambda: link(site, "soft.raw", symbolic=True),
+        "hard link": lambda: link(site, "hard.raw", symbolic=False),
+        "directory above": lambda: site.folder / "nest",
+    }[how]
+    if how == "directory above":
+        (site.folder / "nest").mkdir()
+        inner = {"disk": {"kind": "volume", "path": str(site.folder / "nest" / "inner.raw"), "size": "1MiB"}}
+        site.protect("inner", inner)
+    path = where()
+    kind = "directory" if how == "directory above" else "volume"
+    declaration = site.folder / "second.yaml"
+    declaration.write_text(
+        f"name: second\nmembers: {{mine: {{kind: {kind}, path: {path}}}}}\nreplication: {{copies: {{target: copies}}}}\n"
+    )
+    said = site.dpac("group", "apply", "-f", str(declaration), status=4).stderr
+    assert ("group 'inner'" if how == "directory above" else "member 'disk' of group 'shop'") in said
+    assert "second" not in [group.name for group in site.rest.groups()]
