@@ -708,6 +708,37 @@ def test_acknowledged_changes_never_go_to_another_file_than_they_were_meant_for(
     run(tmp_path, story)
 
 
+def test_a_clock_that_is_set_is_told_and_checkpoints_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours forwards and back: marks come as before, in order, at the target too, and nothing of the history goes."""
+
+    async def story(site: Site) -> None:
+        offset_ns = 0
+        real = SystemClock.now_ns
+        monkeypatch.setattr(SystemClock, "now_ns", lambda self: real(self) + offset_ns)
+        group = site.group()
+        await group.start()
+        await protected(group)
+        assert "ClockStepped" not in condition_types(group)
+        first = await shipped(group, tag="first")
+        marks = [first]
+        for hours in (30, -30, -30):
+            offset_ns += hours * 3600 * 10**9
+            before = group.state.sequence
+            await until(lambda before=before: group.state.sequence >= before + 3)
+            assert "ClockStepped" in condition_types(group)
+            write(group, 0, bytes([len(marks)]) * 512)
+            marks.append(await shipped(group, tag=f"t{len(marks)}"))
+        assert [mark.stamp_ns for mark in marks] == sorted({mark.stamp_ns for mark in marks})
+        for leg in group.legs.values():
+            leg._compact_at = 0.0
+            leg.nudge()
+        await group.ship()
+        assert site.image(at="tag:first")[0].id == first.id
+        assert site.disk_at(at="tag:t3")[:1] == b"\3"
+
+    run(tmp_path, story)
+
+
 def _full_disk(path: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

@@ -19,6 +19,7 @@ from dpac_api.errors import DpacError, Invalid
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, SyncLegSpec, TargetSpec, TargetTraffic
 from dpac_engine.control import group_state, group_status
 from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.clock_watch import ClockWatch
 from dpac_engine.control.gate import Gate
 from dpac_engine.control.group_state import GroupState, LegMemory
 from dpac_engine.control.journal_return import JournalReturn
@@ -89,6 +90,7 @@ class Group:
         self._storing = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._stamps = Stamps()
+        self.clock_watch = ClockWatch(deps.clock, self._stamps)
         self.spool: Spool
         self.gate: Gate
 
@@ -172,6 +174,10 @@ class Group:
         """See `sync_leg.SyncView`."""
         self.gate.poke()
 
+    def aging_ns(self) -> int | None:
+        """See `shipper.GroupView.aging_ns`."""
+        return self.clock_watch.aging_ns()
+
     # ------------------------------------------------------------------ start and end
 
     async def start(self) -> None:
@@ -209,6 +215,7 @@ class Group:
                 mark = decode_mark(header.epoch, header.lsn, header.stamp, payload)
                 self.state.sequence = max(self.state.sequence, mark.sequence)
         self._stamps = Stamps(max([self.state.stamp, *(header.stamp for header, _ in records)]))
+        self.clock_watch = ClockWatch(self._deps.clock, self._stamps)
         self.state.incarnation += 1
         self._store_state()
         released = min([self.state.scan_lsn, *(leg.cursor for leg in self.state.legs.values() if not leg.lost)])
@@ -374,6 +381,7 @@ class Group:
             await asyncio.sleep(next_at - self._loop.time())
             try:
                 self.mark()
+                self.clock_watch.look()
             except Exception:
                 log.exception("group %s could not be marked", self.assignment.name)
             for sync in self.sync_legs.values():

@@ -108,10 +108,10 @@ def of(group: Group) -> GroupStatus:
 
 def _history(group: Group) -> SlaState:
     """Whether every target keeps the history that was asked for: what it may take can make it shorter."""
-    journal, now_ns = group.assignment.spec.journal, group.stamp()
+    journal, now_ns = group.assignment.spec.journal, group.aging_ns()
     for leg in group.legs.values():
         state = leg.repository
-        if state is not None and retention.is_short(state.segments.values(), journal, now_ns):
+        if state is not None and now_ns is not None and retention.is_short(state.segments.values(), journal, now_ns):
             return SlaState.HISTORY_NOT_MET
     return SlaState.MEETING
 
@@ -210,6 +210,8 @@ def _conditions(group: Group) -> Iterator[Condition]:
             "volumes' files take. Use a faster disk for them, or raise `spool_max`.",
             "warning",
         )
+    if group.clock_watch.message:
+        yield condition("ClockStepped", "group", group.clock_watch.message, "warning")
     if not group.legs:
         yield condition(
             "NotReplicated",

@@ -105,6 +105,9 @@ class GroupView(Protocol):
     def stamp(self) -> int:
         """Hybrid time, nanoseconds."""
 
+    def aging_ns(self) -> int | None:
+        """The moment by which checkpoints age; None while nothing may age out, because the clock was just set."""
+
 
 Commit = Callable[[Sequence[SegmentRef], Sequence[str]], RepositoryState]
 """Commits segments that join and names that leave; blocks."""
@@ -648,10 +651,11 @@ class Shipper:
 
     async def _compact(self) -> bool:
         writer, loop = self._writer, asyncio.get_running_loop()
-        if loop.time() < self._compact_at or writer is None or writer.state is None:
+        aging_ns = self.group.aging_ns()
+        if loop.time() < self._compact_at or writer is None or writer.state is None or aging_ns is None:
             return False
         more = await self._thread.run(
-            self.compactor.step, writer, lambda add, drop: self._commit(add=add, drop=drop), self.group.stamp()
+            self.compactor.step, writer, lambda add, drop: self._commit(add=add, drop=drop), aging_ns
         )
         if not more:
             self._compact_at = loop.time() + COMPACT_EVERY_SECONDS
