@@ -25,7 +25,7 @@ _TARGETS: dict[str, type[Target]] = {"path": dpac.FilesystemTarget, "bucket": dp
 """The word that says where copies go -> the kind of target."""
 _PLAIN = ("labels", "on_destroy", "adopt")
 """Arguments of a group that are said as they are."""
-_GROUP_FIELDS = ("members", "replication", "journal", "encryption", *_PLAIN, "site", "ready")
+_GROUP_FIELDS = ("members", "replication", "journal", "encryption", *_PLAIN, "site", "ready", "drill")
 
 
 class Mistake(pulumi.RunError):
@@ -67,14 +67,20 @@ def _group(name: str, spec: Mapping[str, Any], targets: Mapping[str, Target]) ->
         site=_site(spec),
         **{key: spec.get(key) for key in _PLAIN},
     )
-    if "ready" in spec:
-        _ready(f"{where}.ready", name, group, spec["ready"])
+    ready = [_ready(f"{where}.ready", name, group, spec["ready"])] if "ready" in spec else []
+    if "drill" in spec:
+        _drill(f"{where}.drill", name, group, spec["drill"], ready)
     pulumi.export(name, {key: member.nbd_uri for key, member in group.members.items()})
 
 
-def _ready(where: str, name: str, group: dpac.ProtectionGroup, spec: Any) -> None:
+def _drill(where: str, name: str, group: dpac.ProtectionGroup, spec: Any, after: list[dpac.Ready]) -> None:
+    _known(where, spec, ("at", "target", "rto", "timeout", "triggers"))
+    dpac.Drill(f"{name}-drill", group=group, **spec, opts=pulumi.ResourceOptions(depends_on=after))
+
+
+def _ready(where: str, name: str, group: dpac.ProtectionGroup, spec: Any) -> dpac.Ready:
     _known(where, spec, ("until", "timeout"))
-    dpac.Ready(name, group=group, until=spec.get("until"), timeout=spec.get("timeout"))
+    return dpac.Ready(name, group=group, until=spec.get("until"), timeout=spec.get("timeout"))
 
 
 def _member(where: str, spec: Mapping[str, Any]) -> dpac.Volume | dpac.Directory:

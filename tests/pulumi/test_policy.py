@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dpac_api import escrow_keys
+from dpac_policy.rules import RULES
 from setup.checkout import ROOT, VENV_BIN
 from tests.pulumi.conftest import Shop
 from tests.stack import Stack
@@ -24,8 +25,9 @@ GROUP = 'group = dpac.ProtectionGroup("shop", members={{"d": dpac.Directory("/sr
 VIOLATING = "\n".join(
     (
         'copies = dpac.FilesystemTarget("copies", path="/mnt/copies")',
+        'mirror = dpac.FilesystemTarget("mirror", path="/mnt/mirror")',
         GROUP.format(
-            'replication={"copies": dpac.Async(to=copies, rpo="2h")}, '
+            'replication={"copies": dpac.Async(to=copies, rpo="2h"), "mirror": dpac.Sync(to=mirror)}, '
             'labels={"environment": "production", "token": pulumi.Output.secret("s3cr3t")}'
         ),
     )
@@ -123,7 +125,7 @@ def test_what_violates_fails_and_names_resource_rule_and_fix(judge: Judge) -> No
     assert "preview failed" in judged.said
     assert status == 1
     mandatory = {one["rule"] for one in found["findings"] if one["level"] == "mandatory"}
-    assert mandatory == {"group-has-rpo", "key-is-escrowed", "group-is-drilled", "production-has-offsite-copy"}
+    assert mandatory == set(RULES) - {"production-has-immutable-copy"}
     for one in found["findings"]:
         assert (
             f"[{one['level']}]  {one['rule']}  (pulumi-python:dynamic/dpac:ProtectionGroup: shop-group)" in judged.said

@@ -192,13 +192,18 @@ def test_a_whole_image_is_recovered_with_the_private_key_alone(tmp_path: Path) -
 
 
 def test_a_changed_list_is_wrapped_anew_and_old_copies_are_told(tmp_path: Path) -> None:
-    """While the group works: the new key opens the target, the removed one still does and is in the leg's status."""
+    """While nothing else is to be shipped: the new key opens the target, the removed one still does and is in the leg's status."""
 
     async def story(site: Site) -> None:
         old, new = PrivateKey.generate(), PrivateKey.generate()
         group = site.group(**_declared(old))
         await group.start()
-        await until(lambda: group.status().legs["copies"].escrow == [escrow_keys.fingerprint(old.public)])
+        await protected(group)
+        assert group.status().legs["copies"].escrow == [escrow_keys.fingerprint(old.public)]
+        idle = group.legs["copies"].repository
+        sequence = group.state.sequence
+        await until(lambda: group.state.sequence > sequence + 10)
+        assert group.legs["copies"].repository is idle, "nothing is written, so nothing is shipped"
         await group.apply(site.assignment(**_declared(new, generation=2)))
         both = sorted(escrow_keys.fingerprint(key.public) for key in (old, new))
         await until(lambda: sorted(group.status().legs["copies"].escrow) == both)

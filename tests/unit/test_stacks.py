@@ -21,6 +21,7 @@ CONFIGURED = {
     "encryption": {"escrow": ["dpac-escrow-key"]},
     "labels": {"environment": "production"},
     "ready": {"timeout": "1m"},
+    "drill": {"rto": "15m", "triggers": ["2026-11"]},
 }
 
 
@@ -84,6 +85,8 @@ def test_a_stack_declares_what_its_configuration_says(recorder: Recorder, declar
     for word in ("journal", "encryption", "labels"):
         assert group[word] == CONFIGURED[word]
     assert recorder.made["shop-ready"]["timeout"] == "1m"
+    drill = recorder.made["shop-drill-drill"]
+    assert (drill["group"], drill["rto"], drill["triggers"]) == ("shop", "15m", ["2026-11"])
 
 
 def test_a_stack_declares_a_bucket_by_the_words_of_its_component(recorder: Recorder, declared: Any) -> None:
