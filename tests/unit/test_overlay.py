@@ -68,3 +68,16 @@ def test_the_newest_change_of_each_sector_is_found_until_it_is_applied(
     assert where(overlay, DEVICE_SECTORS) == model
     if applied >= len(done):
         assert not overlay
+
+
+def test_what_the_overlay_does_not_have_comes_in_few_parts() -> None:
+    """Around a changed block, and in one part where nothing is changed: each part is asked of the file."""
+    overlay = Overlay()
+    assert [tuple(part) for part in overlay.slices(512, 2**30)] == [(512, 2**30, 0)]
+    overlay.zero(8 * 4096, 4096, 64)
+    assert [tuple(part) for part in overlay.slices(0, 16 * 4096)] == [
+        (0, 8 * 4096, 0),
+        (8 * 4096, 4096, -64),
+        (9 * 4096, 7 * 4096, 0),
+    ]
+    assert list(overlay.slices(0, 0)) == []

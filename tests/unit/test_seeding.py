@@ -19,9 +19,10 @@ class Disk:
 
     def __init__(self, pieces: int) -> None:
         self.size_bytes = 2 * pieces * PIECE_BYTES
-        self.read = 0
+        self.read = self.searches = 0
 
     async def allocated(self, offset: int, length: int) -> list[tuple[int, int]]:
+        self.searches += 1
         return [(offset, length)]
 
     async def read_for_seed(self, offset: int, length: int) -> tuple[int, bytes]:
@@ -133,3 +134,17 @@ def test_fills_carry_what_was_read() -> None:
     kinds = [row[0] for row in rows._rows]
     assert kinds[:2] == [Kind.RESET, Kind.RESIZE]
     assert [row[6] for row in rows._rows[2:]] == [2 * READ_BYTES * at for at in range(len(kinds) - 2)]
+
+
+def test_holes_are_searched_for_once() -> None:
+    """Not again for each piece: a gigabyte has many extents."""
+
+    async def whole(disk: Disk) -> None:
+        seed = seeding(disk)
+        while (await seed.next_piece()).ready_lsn is None:
+            pass
+
+    disk = Disk(4)
+    asyncio.run(whole(disk))
+    assert disk.read == disk.size_bytes
+    assert disk.searches == 1

@@ -24,7 +24,7 @@ PIECES_UNDER_WAY = 3
 READ_BYTES = 2**20
 _ZEROES = bytes(READ_BYTES)
 SEARCH_BYTES = 2**30
-"""How far one piece looks for data past holes."""
+"""How far a search for what is allocated goes."""
 
 
 @runtime_checkable
@@ -72,6 +72,9 @@ class Seeding:
     head_lsn: Callable[[], int]
     stamp: Callable[[], int]
     _changes: AsyncIterator[list[KeyChange]] | None = field(default=None)
+    _allocated: deque[tuple[int, int]] = field(default_factory=deque)
+    """What is left of the range searched last. A write into a hole of it is in the log."""
+    _searched_to: int = 0
 
     async def next_piece(self) -> Piece:
         """The next step; errors of the member's reading surface here."""
@@ -87,17 +90,22 @@ class Seeding:
     async def _volume_piece(self, volume: VolumeSource, rows: SegmentWriter, begins: bool, start: int) -> int | None:
         if begins:
             self._add(rows, Kind.RESIZE, start, 0, volume.size_bytes, b"")
-        end = min(self.position + SEARCH_BYTES, volume.size_bytes)
-        for offset, length in await volume.allocated(self.position, end - self.position):
-            for at in range(offset, offset + length, READ_BYTES):
-                lsn, data = await volume.read_for_seed(at, min(READ_BYTES, offset + length - at))
-                if data != _ZEROES[: len(data)]:
-                    self._add(rows, Kind.FILL, lsn, at, len(data), data)
-                self.position = at + len(data)
-                if rows.plain_bytes >= PIECE_BYTES:
-                    return None
-        self.position = end
-        return self.head_lsn() if end >= volume.size_bytes else None
+        if self.position >= self._searched_to:
+            self._searched_to = min(self.position + SEARCH_BYTES, volume.size_bytes)
+            self._allocated.extend(await volume.allocated(self.position, self._searched_to - self.position))
+        while self._allocated:
+            offset, left = self._allocated.popleft()
+            length = min(READ_BYTES, left)
+            if left > length:
+                self._allocated.appendleft((offset + length, left - length))
+            lsn, data = await volume.read_for_seed(offset, length)
+            if data != _ZEROES[:length]:
+                self._add(rows, Kind.FILL, lsn, offset, length, data)
+            self.position = offset + length
+            if rows.plain_bytes >= PIECE_BYTES:
+                return None
+        self.position = self._searched_to
+        return self.head_lsn() if self.position >= volume.size_bytes else None
 
     async def _tree_piece(self, tree: TreeSource, rows: SegmentWriter) -> int | None:
         if self._changes is None:

@@ -112,19 +112,27 @@ class Overlay:
         return None if isinstance(entry, tuple) else entry
 
     def slices(self, offset: int, length: int) -> Iterator[Slice]:
-        """The range's parts and where their newest bytes lie, in order."""
+        """The range's parts and where their newest bytes lie, in order; what is not here in as few as can be."""
         at, end = offset, offset + length
-        while at < end:
+        plain = offset
+        while at < end and self:
             block = at // BLOCK_BYTES
             stop = min((block + 1) * BLOCK_BYTES, end)
             position = self.block_position(block)
+            if position == UNDERLYING:
+                at = stop
+                continue
+            if at > plain:
+                yield Slice(plain, at - plain, UNDERLYING)
             if position is None or position > 0:
                 sectors = self._sectors(block)
                 for sector in range(at % BLOCK_BYTES // SECTOR_BYTES, -(-(stop - block * BLOCK_BYTES) // SECTOR_BYTES)):
                     yield Slice(block * BLOCK_BYTES + sector * SECTOR_BYTES, SECTOR_BYTES, sectors[sector])
             else:
                 yield Slice(at, stop - at, position)
-            at = stop
+            at = plain = stop
+        if end > plain:
+            yield Slice(plain, end - plain, UNDERLYING)
 
     def applied_write(self, offset: int, length: int, position: int) -> None:
         """The write whose bytes lie at `position` is in the volume's file now: entries that still name it go."""
