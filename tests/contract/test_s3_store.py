@@ -6,6 +6,8 @@ import logging
 import pickle
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -308,6 +310,24 @@ def test_small_objects_are_always_standard(proxy: FaultyProxy, spec: S3TargetSpe
         store.put(f"s/{size}", bytes(size))
     classes = [asked.headers.get("x-amz-storage-class") for asked in proxy.asked]
     assert classes == [None, "STANDARD_IA"]
+
+
+# ------------------------------------------------------------------ what it needs
+
+
+def test_without_boto3_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base install is light: only who uses a bucket needs it."""
+    for name in [name for name in sys.modules if name.startswith("dpac_engine.io.stores.s3")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(Unsupported, match=r"pip install 'dpac\[aws\]'"):
+        open_store(S3TargetSpec(bucket="shop-copies"), Meter(SystemClock()))
+
+
+def test_a_worker_starts_without_loading_boto3() -> None:
+    """It takes most of a second, and most workers never need it."""
+    program = "import sys, dpac_engine.wiring as w; w.load_worker(); sys.exit('boto3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
 # ------------------------------------------------------------------ target check

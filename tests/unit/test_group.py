@@ -384,8 +384,11 @@ def test_a_store_that_lets_a_second_create_through_gets_nothing(tmp_path: Path) 
     run(tmp_path, story)
 
 
-def test_a_target_reached_in_another_way_is_opened_anew_at_once(tmp_path: Path) -> None:
+def test_a_target_reached_in_another_way_is_opened_anew_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Credentials that were corrected in the declaration are used without a restart, and without waiting for the retry."""
+    monkeypatch.setattr(shipper_module, "REFUSED_RETRY_SECONDS", 3600.0)
 
     async def story(site: Site) -> None:
         group = site.group()

@@ -153,9 +153,8 @@ class S3Store:
         return client.list_objects_v2(Bucket=self._spec.bucket, Prefix=prefix, **more)
 
     def _get(self, client: S3Client, key: str, offset: int, length: int | None) -> bytes:
-        whole = offset == 0 and length is None
         end = "" if length is None else str(offset + length - 1)
-        asked: dict[str, Any] = {"ChecksumMode": "ENABLED"} if whole else {"Range": f"bytes={offset}-{end}"}
+        asked: dict[str, Any] = {} if offset == 0 and length is None else {"Range": f"bytes={offset}-{end}"}
         try:
             answer = client.get_object(Bucket=self._spec.bucket, Key=key, **asked)
         except ClientError as error:

@@ -65,6 +65,7 @@ def _config(spec: S3TargetSpec) -> Config:
         s3={"addressing_style": "path" if path_style else "virtual"},
         # Checksums are given with each request; trailers, which many servers do not know, are not needed.
         request_checksum_calculation="when_required",
+        response_checksum_validation="when_supported",  # of whole objects; whatever the host's AWS configuration says
         user_agent_extra="dpac",
     )
 
