@@ -96,7 +96,13 @@ class LiveSite(Backend):
     # ------------------------------------------------------------------ groups
 
     def protect(
-        self, group: str, members: dict[str, Any], *, rpo: str = "1s", journal: dict[str, str] | None = None
+        self,
+        group: str,
+        members: dict[str, Any],
+        *,
+        rpo: str = "1s",
+        journal: dict[str, str] | None = None,
+        leg: dict[str, str] | None = None,
     ) -> None:
         """Declare a group with a leg to `copies`, a folder unless there is such a target, and wait until it is protected."""
         if not any(target.name == "copies" for target in self.rest.targets()):
@@ -107,7 +113,7 @@ class LiveSite(Backend):
                 {
                     "name": group,
                     "members": members,
-                    "replication": {"copies": {"target": "copies", "rpo": rpo}},
+                    "replication": {"copies": {"target": "copies", "rpo": rpo, **(leg or {})}},
                     "journal": {"history": "1h", "spool_max": "512MiB", **(journal or {})},
                 }
             )
@@ -121,6 +127,14 @@ class LiveSite(Backend):
         declaration.write_text(yaml.safe_dump({"name": group, **spec}))
         self.dpac("group", "apply", "-f", str(declaration))
         until(lambda: self.rest.group_status(group).protected, f"{group} is protected")
+
+    def apply_leg(self, group: str, leg: dict[str, str]) -> None:
+        """Declare the group with another leg to `copies`."""
+        declaration = self.folder / f"{group}.yaml"
+        declared = yaml.safe_load(declaration.read_text())
+        declared["replication"] = {"copies": {"target": "copies", **leg}}
+        declaration.write_text(yaml.safe_dump(declared))
+        self.dpac("group", "apply", "-f", str(declaration))
 
     def protect_volume(self, group: str, size_bytes: int, *, rpo: str = "1s") -> Path:
         """A group of one volume, `disk`; returns the volume's file."""

@@ -13,6 +13,7 @@ import pytest
 from dpac_api.errors import Conflict, Temporary
 from dpac_api.models import TargetSpec
 from dpac_engine.control import group as group_module
+from dpac_engine.control import group_state
 from dpac_engine.control import sync_leg as sync_leg_module
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.group import Group
@@ -195,5 +196,239 @@ def test_a_flush_waits_while_the_target_does_not_answer(tmp_path: Path) -> None:
         await until(lambda: flush.answered)
         assert phase(group) is Phase.IN_SYNC
         assert site.disk_at()[:4096] == b"x" * 4096
+
+    run(tmp_path, story)
+
+
+def test_a_hung_target_is_left_behind_after_the_timeout_and_its_late_answer_does_no_harm(tmp_path: Path) -> None:
+    """on_loss=async: the loss is on record here before the FLUSH is answered; the worker goes on; the leg comes back."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="async")
+        await group.start()
+        await protected(group)
+        site.target.free.clear()
+        write(group, 0, b"x" * 4096)
+        recorded: list[str | None] = []
+        volume_of(group).flush(
+            lambda _: recorded.append(group_state.load(site.folder / "state.json").legs["copies"].sync)
+        )
+        await until(lambda: recorded)
+        assert recorded == ["lost"]
+        assert "SyncLost" in conditions(group)
+        assert not group.status().protected
+        write(group, 4096, b"y" * 4096)
+        await flushed(group)
+        site.target.free.set()
+        await in_sync(group)
+        assert site.target.late_writes
+        assert "SyncLost" not in conditions(group)
+        write(group, 8192, b"z" * 4096)
+        await flushed(group)
+        assert site.disk_at()[: 3 * 4096] == b"x" * 4096 + b"y" * 4096 + b"z" * 4096
+        assert group.status().legs["copies"].sync.falls == 1
+
+    run(tmp_path, story)
+
+
+def test_a_loss_is_told_to_the_target_once_it_can_be(tmp_path: Path) -> None:
+    """The manifest says since when its primary acknowledges alone, and that it does no more."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="async")
+        await group.start()
+        await protected(group)
+        site.target.free.clear()
+        write(group, 0, b"x" * 4096)
+        await flushed(group)
+        await until(lambda: site.reader().state.last.sync_lost)
+        site.target.free.set()
+        await in_sync(group)
+        await until(lambda: not site.reader().state.last.sync_lost)
+
+    run(tmp_path, story)
+
+
+def test_with_stop_a_flush_is_held_without_an_error_until_the_target_is_back(tmp_path: Path) -> None:
+    """Far beyond the timeout; the condition says so."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="stop")
+        await group.start()
+        await protected(group)
+        site.target.away = True
+        write(group, 0, b"x" * 4096)
+        flush = Flush(group)
+        await until(lambda: "SyncHeld" in conditions(group))
+        assert not flush.answered
+        site.target.away = False
+        await until(lambda: flush.answered)
+        assert flush.error is None
+        assert site.disk_at()[:4096] == b"x" * 4096
+        await in_sync(group)
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("leg", [{"mode": "sync", "on_loss": "async"}, {"mode": "async"}])
+def test_a_changed_declaration_frees_what_is_held(tmp_path: Path, leg: dict[str, str]) -> None:
+    """on_loss=async, or no sync leg any more."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="stop")
+        await group.start()
+        await protected(group)
+        site.target.free.clear()
+        write(group, 0, b"x" * 4096)
+        flush = Flush(group)
+        await until(lambda: phase(group) is Phase.HELD)
+        spec = {"replication": {"copies": {"target": "copies", "rpo": "1s", "timeout": "300ms", **leg}}}
+        if leg["mode"] == "async":
+            del spec["replication"]["copies"]["timeout"]
+        await group.apply(site.assignment(generation=2, spec=spec))
+        await until(lambda: flush.answered)
+        assert flush.error is None
+
+    run(tmp_path, story)
+
+
+def test_with_stop_a_new_life_acknowledges_nothing_alone(tmp_path: Path) -> None:
+    """The record says that it was in sync: with the target away after a restart, a FLUSH waits."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="stop")
+        await group.start()
+        await protected(group)
+        await site.kill(group)
+        site.target.away = True
+        group = site.group(on_loss="stop")
+        await group.start()
+        write(group, 0, b"x" * 4096)
+        flush = Flush(group)
+        await until(lambda: phase(group) is Phase.HELD)
+        assert not flush.answered
+        site.target.away = False
+        await until(lambda: flush.answered)
+
+    run(tmp_path, story)
+
+
+def test_another_primary_fences_the_leg_and_nothing_more_is_acknowledged(tmp_path: Path) -> None:
+    """A newer manifest of somebody else: whatever waits is held, also with on_loss=async."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="async")
+        await group.start()
+        await protected(group)
+        other = groups.RepositoryWriter(
+            site.target, groups.UID, groups.KEY_ID, b"wrapped", lambda _: groups.KEY, groups.SystemClock()
+        )
+        state = other.open()
+        assert state is not None
+        last = state.last
+        other.commit(
+            epoch=2, epochs=[(1, 0), (2, last.cursor[groups.SHARD])], cursor=last.cursor, members=state.members,
+            membership_version=1, spec=last.spec, log_from=last.log_from, incarnation=last.incarnation, tails=True,
+        )  # fmt: skip
+        for number in range(60):
+            write(group, number * 4096, groups.os.urandom(4096))
+            Flush(group)
+        await until(lambda: phase(group) is Phase.FENCED)
+        flush = Flush(group)
+        assert "SyncHeld" in conditions(group)
+        assert not flush.answered
+
+    run(tmp_path, story)
+
+
+def test_every_write_waits_with_acknowledge_write(tmp_path: Path) -> None:
+    """The export asks for it as soon as the leg counts, and no more once it is lost."""
+
+    async def story(site: Site) -> None:
+        group = site.group(acknowledge="write", on_loss="async")
+        await group.start()
+        await in_sync(group)
+        assert volume_of(group).durable_acks
+        site.target.away = True
+        write(group, 0, b"x" * 4096)
+        await flushed(group)
+        assert phase(group) is Phase.ALONE
+        assert not volume_of(group).durable_acks
+
+    run(tmp_path, story)
+
+
+def test_many_flushes_share_one_append(tmp_path: Path) -> None:
+    """Group commit: what comes while an append is under way goes with the next one."""
+
+    async def story(site: Site) -> None:
+        group = site.group(timeout="10s")
+        await group.start()
+        await protected(group)
+        site.target.free.clear()
+        flushes = []
+        for number in range(100):
+            write(group, number * 4096, b"x" * 4096)
+            flushes.append(Flush(group))
+        before = site.target.tail_writes
+        site.target.free.set()
+        await until(lambda: all(flush.answered for flush in flushes))
+        assert site.target.tail_writes - before < 20
+
+    run(tmp_path, story)
+
+
+def test_a_flush_is_not_answered_before_both_disks_have_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On real files: after the last write to the tail its fdatasync has returned, and so has the spool's, before the answer."""
+    from dpac_engine.io import spool as spool_module
+    from dpac_engine.io.stores import tails as tail_files
+    from dpac_engine.io.stores.filesystem import FilesystemStore
+    from dpac_engine.io.stores.prefixed import PrefixedStore
+
+    events: list[str] = []
+    real_sync, real_write = tail_files.os.fdatasync, tail_files.write_all
+
+    class Os:
+        """`os`, with its syncs told."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(groups.os, name)
+
+        def fdatasync(self, descriptor: int) -> None:
+            """Told once it has returned."""
+            real_sync(descriptor)
+            events.append(f"{self._name} synced")
+
+    def write_all(*arguments: Any) -> None:
+        real_write(*arguments)
+        events.append("tail written")
+
+    monkeypatch.setattr(tail_files, "os", Os("tail"))
+    monkeypatch.setattr(spool_module, "os", Os("spool"))
+    monkeypatch.setattr(tail_files, "write_all", write_all)
+
+    async def story(site: Site) -> None:
+        root = site.root / "copies"
+        root.mkdir()
+        site.targets["copies"] = PrefixedStore(FilesystemStore(root), "g/one/")  # type: ignore[assignment]
+        group = site.group()
+        store = tail_files.FilesystemTails(root, "g/one/")
+        group._deps = group._deps._replace(open_tails=lambda *_: store)
+        await group.start()
+        await protected(group)
+        for number in range(1, 30):
+            events.clear()
+            write(group, number * 4096, bytes([number]) * 4096)
+            await flushed(group)
+            seen = list(events)
+            assert "spool synced" in seen
+            assert "tail synced" in seen[seen.index("tail written") :]
+            assert site.disk_at()[number * 4096 : (number + 1) * 4096] == bytes([number]) * 4096
+        site.targets["copies"] = SyncTarget()  # for the story's end
+        await group.stop()
+        site.groups.remove(group)
 
     run(tmp_path, story)

@@ -189,11 +189,13 @@ class RepositoryReader:
         """Read what came since the last time; no repository yet is no error. Corruption if it is damaged."""
         for _ in range(TAIL_TRIES):
             self.refresh_manifests()
-            seq = self.state.last.seq if self.state else 0
             damages = self.read_tails()
+            if self.state is None or not self.state.last.tails:
+                return
             # A tail goes once a manifest has passed it: if one has come meanwhile, the two may not fit together. And what
             # was being written while it was read may look damaged.
-            if not damages and next(iter(self.store.list("m/", manifest.manifest_key(seq))), None) is None:
+            newest = manifest.manifest_key(self.state.last.seq)
+            if not damages and next(iter(self.store.list("m/", newest)), None) is None:
                 return
 
     def read_tails(self) -> list[tuple[str, Corruption]]:
