@@ -185,8 +185,10 @@ class FakeSite:
             return 200, {"status": "ok"}
         if call.headers.get("authorization") != f"Bearer {TOKEN}":
             raise Unauthenticated("The token is not valid.")
-        if not self.api_version_oldest <= int(call.headers["dpac-api-version"]) <= self.api_version:
-            raise Unsupported("This backend does not speak that version; upgrade the client.")
+        asked = int(call.headers["dpac-api-version"])
+        if not self.api_version_oldest <= asked <= self.api_version:
+            older = "client" if asked < self.api_version_oldest else "backend"
+            raise Unsupported(f"This backend does not speak that version. Upgrade the {older}.")
         wanted = call.headers.get("dpac-site")
         if wanted not in (None, self.site_uid):
             raise WrongSite(f"This is site {self.site_uid}, not {wanted}.")

@@ -19,7 +19,7 @@ def invalid(problems: Sequence[Any], body: Any) -> Invalid:
 
 def _message(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
-        return "there is no such property; check its spelling"
+        return "this backend knows no such property; check its spelling, or upgrade the backend if the program's dpac is newer"
     if problem["type"] == "missing":
         return "it is missing; give it"
     return str(problem["msg"]).removeprefix("Value error, ")
