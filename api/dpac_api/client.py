@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -23,7 +23,9 @@ from dpac_api.models import (
     CheckpointPage,
     CheckpointRange,
     CheckpointRequest,
+    DifferencePage,
     DrillRequest,
+    FilePage,
     Group,
     GroupSpec,
     GroupStatus,
@@ -237,6 +239,36 @@ class Client:
         """The checkpoint that a selector means. Raises `NotFound` or `Unrecoverable` if there is none."""
         return self._get(Checkpoint, f"{_group(name)}/checkpoints/{_part(selector)}")
 
+    def files(
+        self,
+        name: str,
+        *,
+        member: str,
+        at: str = "latest",
+        target: str | None = None,
+        glob: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> FilePage:
+        """One page of the paths of a directory member at a checkpoint."""
+        query = {"member": member, "at": at, "target": target, "glob": glob, "limit": limit, "cursor": cursor}
+        return self._get(FilePage, f"{_group(name)}/files", **query)
+
+    def difference(
+        self,
+        name: str,
+        *,
+        before: str,
+        after: str = "latest",
+        member: str | None = None,
+        target: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> DifferencePage:
+        """How two checkpoints differ, and one page of what changed."""
+        query = {"before": before, "after": after, "member": member, "target": target, "limit": limit, "cursor": cursor}
+        return self._get(DifferencePage, f"{_group(name)}/difference", **query)
+
     def take_checkpoint(
         self, name: str, *, tag: str | None = None, app: bool = False, request_id: str | None = None
     ) -> Checkpoint:
@@ -269,11 +301,18 @@ class Client:
         to: str,
         at: str = "latest",
         target: str | None = None,
+        paths: Sequence[str] = (),
         request_id: str | None = None,
     ) -> Operation:
         """Begin to write one member, as it was at a checkpoint, to a new path; `wait` for it."""
         body = _body(
-            RestoreRequest, request_id=request_id or new_request_id(), member=member, to=to, at=at, target=target
+            RestoreRequest,
+            request_id=request_id or new_request_id(),
+            member=member,
+            to=to,
+            at=at,
+            target=target,
+            paths=list(paths),
         )
         return self._send(Operation, "POST", f"{_group(name)}/restores", body)
 

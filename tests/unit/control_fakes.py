@@ -32,6 +32,7 @@ from dpac_engine.control.recovery import MarkFilter, RangeView
 from dpac_engine.control.worker_api import WorkerMount
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, select
 from dpac_engine.core.damage import Finding, Verification
+from dpac_engine.core.difference import FileChange, RangeChange
 
 SITE = SiteInfo(site_uid="5" * 32, name="fra", version="0.1.0")
 ADMIN = "the-admin-token"
@@ -181,6 +182,12 @@ class FakeTree:
 
     files: dict[bytes, bytes]
 
+    def paths(self) -> list[bytes]:
+        return sorted(self.files)
+
+    def read_entry(self, path: bytes) -> bytes:
+        return self.files[path]
+
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         yield from sorted(self.files.items())
 
@@ -238,6 +245,12 @@ class FakeRepository:
         found, first = select(sound, selector), select(newest_first, selector)
         return found, first if first != found else None
 
+    def changed_ranges(self, before: Mark, after: Mark, ordinal: int) -> list[RangeChange]:
+        return [RangeChange(8192, 512)] if before != after else []
+
+    def changed_files(self, before: Mark, after: Mark, ordinal: int) -> list[FileChange]:
+        return [FileChange(b"new.txt", None, 5), FileChange(b"note.txt", 3, 5), FileChange(b"old.txt", 7, None)]
+
     def needs(self, name: str) -> bool:
         return name not in self.dropped
 
@@ -283,7 +296,7 @@ class FakeRecovery:
         to.mkdir(parents=True, exist_ok=True)
         for path, content in tree.entries():
             (to / path.decode()).write_bytes(content)
-        return sum(len(content) for content in tree.files.values())
+        return sum(len(content) for _, content in tree.entries())
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         return self.checks

@@ -76,6 +76,8 @@ def _uses(client: Client) -> list[Callable[[], Any]]:
         lambda: client.checkpoint_ranges("g"),
         lambda: client.checkpoint("g", "tag:x"),
         lambda: client.take_checkpoint("g"),
+        lambda: client.files("g", member="disk"),
+        lambda: client.difference("g", before="latest"),
         lambda: client.drill("g"),
         lambda: client.restore("g", member="m", to="/tmp/x"),
         lambda: client.verify("g"),

@@ -24,6 +24,7 @@ from dpac_engine.control.commands.timeline_drawing import draw, gaps
 from dpac_engine.control.rest import create_app
 from dpac_engine.control.site import Site
 from dpac_engine.core.damage import Finding, LostPart, Run
+from dpac_engine.core.entries import Entry, EntryType, encode_entry
 from tests.unit.control_fakes import FakeRepository, World
 
 START_SECONDS = 20.0
@@ -314,6 +315,28 @@ def test_a_target_shows_what_it_holds_and_costs(shell: Shell) -> None:
     shell.run("target", "show", "nowhere", status=3)
     shell.run("target", "add", "own", "--bucket", "b-1", "--price", "storage", status=2)
     assert "write NAME=VALUE" in shell.error
+
+
+def test_files_and_diff_tell_what_a_checkpoint_holds_and_how_two_differ(shell: Shell) -> None:
+    """Lines for people, pages for scripts, and single files by --path."""
+    shell.declare()
+    shell.world.fill_repository()
+    entry = encode_entry(Entry(EntryType.FILE, 0o640, 0, 0, 10**18, size=7)).value
+    shell.world.repository.trees[2].files = {b"etc/a.conf": entry, b"etc/b.conf": entry}
+    assert "etc/a.conf" in shell.run("files", "shop", "etc/a*", "--member", "orders")
+    page = shell.json("files", "shop", "--member", "orders", "--limit", "1")
+    assert (len(page["items"]), page["next_cursor"]) == (1, "ck-1-5:1")
+    shell.run("files", "shop", "etc/a.cnf", "--member", "orders", status=3)
+    assert "There is: etc/a.conf" in " ".join(shell.error.split())
+    told = shell.run("diff", "shop", "--from", "ck-1-2")
+    assert "ck-1-2 to ck-1-5" in told
+    assert "~ disk: bytes 8192 to 8704" in told
+    assert "+ orders: new.txt (5 B)" in told
+    assert "~ orders: note.txt (3 B -> 5 B)" in told
+    assert shell.json("diff", "shop", "--from", "ck-1-2", "--member", "orders")["members"][0]["added"] == 1
+    to = shell.world.root / "one"
+    shell.run("restore", "shop", "--member", "orders", "--path", "nothing", "--to", str(to), status=1)
+    assert not to.exists()
 
 
 def test_a_target_check_fails_if_a_probe_does(shell: Shell) -> None:

@@ -22,6 +22,7 @@ from dpac_engine.control.image_reading import pieces
 from dpac_engine.control.rest import create_app
 from dpac_engine.control.timeline import view_group
 from dpac_engine.core.damage import Finding, LostPart, Run
+from dpac_engine.core.entries import Entry, EntryType, encode_entry
 from tests.unit.control_fakes import ADMIN, FakeVolume, World
 
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -238,6 +239,45 @@ def test_a_restore_of_an_unknown_member_names_those_there_were(stage: Stage) -> 
     """Before anything begins."""
     answer = stage.begin("restores", member="tape", to=str(stage.world.root / "x"))
     assert "disk, orders" in answer["error"]["message"]
+
+
+def test_single_files_are_restored_by_globs(stage: Stage) -> None:
+    """What the globs mean and nothing else; near names if they mean nothing; a volume has no paths."""
+    to = stage.world.root / "some"
+    operation = stage.run("restores", member="orders", to=str(to), paths=["note*"])
+    assert operation["phase"] == "Succeeded", operation
+    assert [path.name for path in to.iterdir()] == ["note.txt"]
+    failed = stage.run("restores", member="orders", to=str(stage.world.root / "none"), paths=["notes.txt"])
+    assert failed["phase"] == "Failed"
+    assert "There is: note.txt" in failed["error"]
+    assert not (stage.world.root / "none").exists()
+    refused = stage.begin("restores", member="disk", to=str(stage.world.root / "x"), paths=["etc"])
+    assert (refused["error"]["property_path"], "has bytes and no paths" in refused["error"]["message"]) == (
+        "paths",
+        True,
+    )
+
+
+def test_files_and_differences_are_paged_and_stay_with_their_checkpoints(stage: Stage) -> None:
+    """The cursor names the checkpoints, so that `latest` does not move between two pages."""
+    entry = encode_entry(Entry(EntryType.FILE, 0o640, 0, 0, 10**18, size=7)).value
+    stage.repository.trees[2].files = {b"a.txt": entry, b"b.txt": entry}
+    first = stage.client.get("/v1/groups/shop/files?member=orders&limit=1", headers=HEADERS).json()
+    assert [(item["path"], item["size_bytes"], item["mode"]) for item in first["items"]] == [("a.txt", 7, 0o640)]
+    assert first["next_cursor"] == "ck-1-5:1"
+    url = f"/v1/groups/shop/files?member=orders&cursor={first['next_cursor']}"
+    assert [item["path"] for item in stage.client.get(url, headers=HEADERS).json()["items"]] == ["b.txt"]
+    volume = stage.client.get("/v1/groups/shop/files?member=disk", headers=HEADERS)
+    assert (volume.status_code, "no paths" in volume.json()["error"]["message"]) == (422, True)
+    page = stage.client.get("/v1/groups/shop/difference?before=ck-1-2&limit=2", headers=HEADERS).json()
+    assert (page["before"], page["after"], page["next_cursor"]) == ("ck-1-2", "ck-1-5", "ck-1-2..ck-1-5:2")
+    counts = {found["member"]: (found["added"], found["removed"], found["changed"]) for found in page["members"]}
+    assert counts == {"disk": (0, 0, 1), "orders": (1, 1, 1)}
+    assert [(item["offset"], item["path"]) for item in page["items"]] == [(8192, None), (None, "new.txt")]
+    url = f"/v1/groups/shop/difference?before=ck-1-1&member=orders&cursor={page['next_cursor']}"
+    rest = stage.client.get(url, headers=HEADERS).json()
+    assert rest["before"] == "ck-1-2"
+    assert [(item["what"], item["path"]) for item in rest["items"]] == [("removed", "old.txt")]
 
 
 # ------------------------------------------------------------------ verify

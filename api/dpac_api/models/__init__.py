@@ -5,6 +5,7 @@ Times are RFC 3339 in UTC, durations and sizes are canonical strings
 immutable.
 """
 
+from dpac_api.models.browsing import Change, DifferencePage, FileInfo, FilePage, MemberDifference
 from dpac_api.models.checkpoints import (
     Checkpoint,
     CheckpointAvailability,
@@ -89,6 +90,7 @@ __all__ = [
     "SECTOR_BYTES",
     "AbsolutePath",
     "AsyncLegSpec",
+    "Change",
     "Checkpoint",
     "CheckpointAvailability",
     "CheckpointPage",
@@ -100,10 +102,13 @@ __all__ = [
     "DamagedMember",
     "DamagedRange",
     "DataState",
+    "DifferencePage",
     "DirectorySpec",
     "DrillReport",
     "DrillRequest",
     "EncryptionSpec",
+    "FileInfo",
+    "FilePage",
     "FilesystemTargetSpec",
     "Group",
     "GroupSpec",
@@ -113,6 +118,7 @@ __all__ = [
     "LabelValue",
     "LegSpec",
     "LegStatus",
+    "MemberDifference",
     "MemberDrill",
     "MemberOutputs",
     "MemberSpec",

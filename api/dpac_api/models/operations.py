@@ -33,6 +33,11 @@ class RestoreRequest(Model):
     to: AbsolutePath = Field(description="A path that does not exist yet, or an empty directory.")
     at: Selector = "latest"
     target: Name | None = None
+    paths: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+        default=[],
+        max_length=1000,
+        description="Directories: only what these globs mean, relative to the member's root (`etc/*.conf`, `**/*.db`); none: all.",
+    )
 
 
 class VerifyRequest(Model):

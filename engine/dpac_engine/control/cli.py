@@ -10,6 +10,7 @@ import typer
 
 from dpac_api.errors import DpacError
 from dpac_engine.control.commands import (
+    browsing,
     catalogue,
     checkpoints,
     contexts,
@@ -39,6 +40,8 @@ for command in (
     checkpoints.mount,
     checkpoints.unmount,
     checkpoints.mounts,
+    browsing.files,
+    browsing.diff,
     operations.restore,
     operations.drill,
     operations.verify,

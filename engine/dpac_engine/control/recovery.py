@@ -10,6 +10,7 @@ from typing import Protocol
 from dpac_api.models import TargetSpec
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.damage import Finding, Verification
+from dpac_engine.core.difference import FileChange, RangeChange
 
 Progress = Callable[[int], None]
 """Told the bytes done so far; raises to stop the work."""
@@ -31,6 +32,12 @@ class VolumeView(Protocol):
 
 class TreeView(Protocol):
     """A directory at a checkpoint."""
+
+    def paths(self) -> list[bytes]:
+        """Every path, sorted."""
+
+    def read_entry(self, path: bytes) -> bytes:
+        """The encoded entry of a path."""
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """(path, encoded entry), sorted by path."""
@@ -121,6 +128,12 @@ class Repository(Protocol):
 
     def image(self, mark: Mark) -> ImageView:
         """The group at a checkpoint."""
+
+    def changed_ranges(self, before: Mark, after: Mark, ordinal: int) -> list[RangeChange]:
+        """What differs of a volume between two checkpoints; from indexes."""
+
+    def changed_files(self, before: Mark, after: Mark, ordinal: int) -> list[FileChange]:
+        """What differs of a directory between two checkpoints; from indexes and entries."""
 
     def verify(self, progress: Progress, manifest_before: int = 0) -> Verification:
         """Read and authenticate every object; never refreshed before. `manifest_before`: the newest manifest seen until now.

@@ -16,6 +16,7 @@ from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeView
 from dpac_engine.core.checkpoints import Mark, checkpoint_id, matches, select
 from dpac_engine.core.damage import Finding, Verification
+from dpac_engine.core.difference import FileChange, RangeChange, changed_files, changed_ranges
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import COMPLETE_EVERY, MemberState, SegmentRef, manifest_key
 from dpac_engine.core.ports import Store
@@ -158,6 +159,14 @@ class TargetRepository:
     def image(self, mark: Mark) -> Image:
         """See `Repository.image`."""
         return self._reader.image(mark)
+
+    def changed_ranges(self, before: Mark, after: Mark, ordinal: int) -> list[RangeChange]:
+        """See `Repository.changed_ranges`."""
+        return changed_ranges(self.image(before), self.image(after), ordinal)
+
+    def changed_files(self, before: Mark, after: Mark, ordinal: int) -> list[FileChange]:
+        """See `Repository.changed_files`."""
+        return changed_files(self.image(before), self.image(after), ordinal)
 
     def verify(self, progress: Progress, manifest_before: int = 0) -> Verification:
         """See `Repository.verify`."""

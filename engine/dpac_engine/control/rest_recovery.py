@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from sqlalchemy.orm import Session
 
-from dpac_api.errors import NotFound
+from dpac_api.errors import Invalid, NotFound
 from dpac_api.models import (
     Checkpoint,
     CheckpointPage,
     CheckpointRange,
     CheckpointRequest,
+    DifferencePage,
     DrillRequest,
+    FilePage,
     Mount,
     MountRequest,
     Name,
@@ -25,6 +27,7 @@ from dpac_api.models import (
     Tag,
     VerifyRequest,
 )
+from dpac_engine.control import browsing
 from dpac_engine.control import catalogue_operations as journal
 from dpac_engine.control.catalogue_targets import member_claims, target_claims
 from dpac_engine.control.host_checks import check_apart, check_restore_path
@@ -63,6 +66,36 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
     async def list_ranges(name: Name) -> list[CheckpointRange]:
         """The runs of checkpoints that each target holds."""
         return await asyncio.to_thread(plane.timeline.ranges, await plane.view(name))
+
+    @routes.get("/files", dependencies=[requires(plane, "read")])
+    async def list_files(
+        name: Name,
+        member: Name,
+        at: Selector = "latest",
+        target: Name | None = None,
+        glob: Annotated[str | None, Query(min_length=1, max_length=4096)] = None,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
+        cursor: Annotated[str | None, Query(pattern=browsing.CURSOR)] = None,
+    ) -> FilePage:
+        """The paths of a directory member at a checkpoint."""
+        group = await plane.view(name)
+        return await asyncio.to_thread(browsing.files, plane.timeline, group, member, at, target, glob, limit, cursor)
+
+    @routes.get("/difference", dependencies=[requires(plane, "read")])
+    async def difference(
+        name: Name,
+        before: Selector,
+        after: Selector = "latest",
+        member: Name | None = None,
+        target: Name | None = None,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
+        cursor: Annotated[str | None, Query(pattern=browsing.CURSOR)] = None,
+    ) -> DifferencePage:
+        """How two checkpoints differ: changed paths of directories, changed ranges of volumes."""
+        group = await plane.view(name)
+        return await asyncio.to_thread(
+            browsing.difference, plane.timeline, group, before, after, member, target, limit, cursor
+        )
 
     @routes.get("/checkpoints/{selector}", dependencies=[requires(plane, "read")])
     async def get_checkpoint(name: Name, selector: Selector) -> Checkpoint:
@@ -113,6 +146,12 @@ def operation_routes(plane: Plane) -> APIRouter:
                 raise NotFound(f"The group {name!r} never had a member {body.member!r} (it had: {names}).")
             check_apart(body.to, "to", [*target_claims(session), *member_claims(session)], plane.host.data)
             kinds = group.spec.members
+            if body.paths and body.member in kinds and kinds[body.member].kind == "volume":
+                raise Invalid(
+                    f"The member {body.member!r} is a volume: it has bytes and no paths. Mount it (`dpac mount`), and copy files "
+                    "out of its file system.",
+                    property_path="paths",
+                )
             check_restore_path(body.to, directory=body.member not in kinds or kinds[body.member].kind == "directory")
 
         content = body.model_dump(mode="json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,37 @@ from dpac_api.models import RestoreReport, RestoreRequest
 from dpac_engine.control.host_checks import check_restore_path
 from dpac_engine.control.image_reading import pieces, stored_bytes
 from dpac_engine.control.operations import Cast
-from dpac_engine.control.recovery import ImageView, VolumeView
+from dpac_engine.control.recovery import ImageView, TreeView, VolumeView
+from dpac_engine.core.globs import matching, with_folders
 from dpac_engine.io.files import sync_folder, written_back
 from dpac_engine.io.holes import write_sparse
 
 _CHOOSE, _WRITE, _RENAME = "choose checkpoint", "write aside", "rename"
 _TREE = "tree"
+
+
+class _Part:
+    """Some paths of a tree, with the folders above them (a `recovery.TreeView`)."""
+
+    def __init__(self, tree: TreeView, wanted: Iterable[bytes]) -> None:
+        self._tree = tree
+        self._wanted = with_folders(wanted)
+
+    def paths(self) -> list[bytes]:
+        """See `TreeView`."""
+        return [path for path in self._tree.paths() if path in self._wanted]
+
+    def read_entry(self, path: bytes) -> bytes:
+        """See `TreeView`."""
+        return self._tree.read_entry(path)
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """See `TreeView`."""
+        return ((path, self.read_entry(path)) for path in self.paths())
+
+    def read_chunk(self, digest: bytes) -> bytes:
+        """See `TreeView`."""
+        return self._tree.read_chunk(digest)
 
 
 class Restore:
@@ -65,6 +90,8 @@ class Restore:
                 f"Checkpoint {self._mark.id} does not hold the member {self._request.member!r} (it holds: {there})."
             )
         self._ordinal, self._kind = held[self._request.member]
+        if self._request.paths and self._kind == "volume":
+            raise Invalid(f"The member {self._request.member!r} was a volume then: it has bytes and no paths.")
         self._image: ImageView = repository.image(self._mark)
         check_restore_path(self._request.to, directory=self._kind == "directory")
         return f"{self._mark.id} at {target}{f'; {note}' if note else ''}"
@@ -73,7 +100,9 @@ class Restore:
         if self._kind == "volume":
             self._written = self._write_volume(self._image.volume(self._ordinal))
         else:
-            tree = self._image.tree(self._ordinal)
+            tree: TreeView = self._image.tree(self._ordinal)
+            if self._request.paths:
+                tree = _Part(tree, matching(tree.paths(), self._request.paths))
             self._aside.mkdir()  # whatever a killed restore leaves lies in it, and is found again by clean_up
             self._written = self._cast.stage.recovery.restore_tree(
                 tree, self._aside / _TREE, lambda count: self._cast.progress(f"{count} bytes written")

@@ -194,6 +194,11 @@ class TreeImage:
         """The encoded entry of a path in `paths`; Corruption if it is damaged."""
         return self._read(self.values[Keyspace.ENTRY, path])
 
+    def place(self, path: bytes) -> tuple[int, int]:
+        """Where the entry is stored; equal for two images of one reader if they hold the very same one."""
+        value = self.values[Keyspace.ENTRY, path]
+        return id(self._segments[value.source]), value.position
+
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """(path, encoded entry) of every file, sorted by path."""
         for path in self.paths():

@@ -186,6 +186,12 @@ def restore(
         Path, typer.Option("--to", help="A path on the backend's host that does not exist yet, or an empty folder.")
     ],
     at: At = "latest",
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--path", metavar="GLOB", help="Directories: only what this means, such as 'etc/*.conf'; may be repeated."
+        ),
+    ] = None,
     target: FromTarget = None,
     waits: Wait = True,
     timeout: Timeout = WAIT_SECONDS,
@@ -195,7 +201,8 @@ def restore(
     from dpac_api.models import RestoreReport
 
     with client() as site:
-        begun = site.restore(group, member=member, to=str(to.expanduser().absolute()), at=at, target=target)
+        where = str(to.expanduser().absolute())
+        begun = site.restore(group, member=member, to=where, at=at, target=target, paths=path or ())
         operation = _finish(site, begun, waits=waits, timeout=timeout, json=json)
     if json:
         print_json(operation)
