@@ -39,7 +39,7 @@ class MappedExport(MemoryExport):
 
 
 class FileRuntime:
-    """A group whose volumes are mapped files in its folder. A file `fail` there keeps it from starting."""
+    """A group whose volumes are mapped files in its folder. A file `fail` there keeps it from starting, `crash` ends its worker."""
 
     def __init__(self, assignment: WorkerAssignment, folder: Path) -> None:
         self.assignment = assignment
@@ -49,6 +49,8 @@ class FileRuntime:
 
     async def start(self) -> None:
         self.calls.append("start")
+        if (self.folder / "crash").exists():
+            os._exit(4)
         if (self.folder / "fail").exists():
             raise OSError(f"{self.folder / 'fail'} is in the way")
         (self.folder / "spool").mkdir(exist_ok=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,10 @@ START_SECONDS_MAX = 10.0
 """How long the first start of all groups may hold back the clients of those that are up."""
 STOP_SECONDS_MAX = 20.0
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
+STARTS_MAX = 3
+"""A group at whose start the worker died so often is held back, so that the others are served."""
+HELD_BACK_SECONDS = 600.0
+"""How long, before it is tried once more."""
 
 
 class MountTable(Protocol):
@@ -101,8 +107,13 @@ class Worker:
     async def start(self, seconds_max: float = START_SECONDS_MAX) -> None:
         """Start every group of this worker and restore its mounts. What fails, or takes longer than `seconds_max`, goes
         on behind; it holds up nothing else."""
-        for path in sorted(self._folder.glob("*/assignment.json")):
-            self._begin(self._first_start(path.parent.name), f"start {path.parent.name}")
+        uids = sorted(path.parent.name for path in self._folder.glob("*/assignment.json"))
+        suspects = sorted((starts, uid) for uid in uids if (starts := _interrupted_starts(self._folder / uid)))
+        for uid in uids:
+            if (_interrupted_starts(self._folder / uid), uid) not in suspects:
+                self._begin(self._first_start(uid), f"start {uid}")
+        if suspects:
+            self._begin(self._start_suspects([uid for _, uid in suspects]), "start what was interrupted")
         self._begin(self._restore_mounts(), "restore mounts")
         _, late = await asyncio.wait(self._beginning, timeout=seconds_max)
         for task in late:
@@ -120,6 +131,11 @@ class Worker:
         except DpacError:
             pass  # whose it is cannot be told: it is shown as failed
         await self._converge_again(uid)
+
+    async def _start_suspects(self, uids: Sequence[str]) -> None:
+        """One after the other: if the worker dies again, it is known at whose start."""
+        for uid in uids:
+            await self._first_start(uid)
 
     async def _restore_mounts(self) -> None:
         try:
@@ -153,6 +169,7 @@ class Worker:
         """See `WorkerApi.apply`."""
         group = self._groups.setdefault(group_uid, _Group())
         self._cancel_retry(group)
+        _forget_starts(self._folder / group_uid)  # it was declared anew, which may have mended it
         await self._converge(group_uid, group)
 
     async def drop(self, group_uid: str) -> None:
@@ -234,9 +251,13 @@ class Worker:
     async def _attach(self, group: _Group, assignment: WorkerAssignment) -> None:
         folder = self._folder / assignment.group_uid
         group.assignment, group.since_ns = assignment, self._clock.now_ns()
-        await asyncio.to_thread((folder / "drained").unlink, True)
-        runtime = self._make_runtime(assignment)
-        await runtime.start()
+        await asyncio.to_thread(_note_start, folder, assignment.name)
+        try:
+            await asyncio.to_thread((folder / "drained").unlink, True)
+            runtime = self._make_runtime(assignment)
+            await runtime.start()
+        finally:
+            _forget_starts(folder)
         group.runtime = runtime
 
     async def _detach(self, uid: str, group: _Group, assignment: WorkerAssignment) -> None:
@@ -290,6 +311,31 @@ class Worker:
             raise NotFound(f"Worker {self._index} was told nothing about group {uid}.") from None
         except (OSError, ValidationError) as error:
             raise Corruption(f"{path} cannot be read: {error}. Control writes it again when it restarts.") from error
+
+
+def _interrupted_starts(folder: Path) -> int:
+    """How often the worker died while it started the group of this folder."""
+    try:
+        return int((folder / "starting").read_text() or 1)
+    except (OSError, ValueError):
+        return 0
+
+
+def _note_start(folder: Path, name: str) -> None:
+    """Note that the group is being started. DpacError if that has ended the worker too often, until some time has passed."""
+    starts, marker = _interrupted_starts(folder), folder / "starting"
+    if starts >= STARTS_MAX and time.time() - marker.stat().st_mtime < HELD_BACK_SECONDS:
+        raise DpacError(
+            f"Group {name} is held back: the worker died {starts} times while it started it. The worker's log may say why. It is "
+            f"tried again {HELD_BACK_SECONDS / 60:.0f} min after the last time, and at once when it is declared anew."
+        )
+    with suppress(OSError):  # without room for a note it is started all the same
+        marker.write_text(str(starts + 1))
+
+
+def _forget_starts(folder: Path) -> None:
+    with suppress(OSError):
+        (folder / "starting").unlink(missing_ok=True)
 
 
 def _drained(folder: Path) -> bool:
