@@ -101,6 +101,21 @@ def test_a_stack_declares_a_bucket_by_the_words_of_its_component(recorder: Recor
     assert (made["kind"], made["bucket"], made["credentials"]) == ("s3", "shop-copies", "profile:backup")
 
 
+def test_a_stack_declares_a_sync_leg_by_its_mode(recorder: Recorder, declared: Any) -> None:
+    """The words of `dpac.Sync`; another mode is a mistake that names its place."""
+    group = {"members": {"disk": {"kind": "volume", "path": "/srv/disk.raw"}}}
+
+    @pulumi.runtime.test
+    def program() -> None:
+        declared.declare({}, {"shop": {**group, "replication": {"a": {"to": "x", "mode": "sync", "on_loss": "stop"}}}})
+
+    program()
+    leg = recorder.made["shop-group"]["replication"]["a"]
+    assert (leg["mode"], leg["on_loss"]) == ("sync", "stop")
+    with pytest.raises(declared.Mistake, match=r"replication\.a\.mode must be one of async, sync"):
+        declared.declare({}, {"shop": {**group, "replication": {"a": {"to": "x", "mode": "soon"}}}})
+
+
 def test_a_relative_path_begins_at_the_root_of_the_project(recorder: Recorder, declared: Any) -> None:
     """So that one file serves every checkout; the stack's site is that of whatever names none."""
 

@@ -47,6 +47,9 @@ class SyncTarget(Target):
     def prepare(self, size_bytes: int) -> None:
         """Nothing is needed in memory."""
 
+    def close(self) -> None:
+        """Nothing was got ready."""
+
 
 class MemoryTail:
     """A tail in a `SyncTarget`."""

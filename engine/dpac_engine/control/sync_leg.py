@@ -135,6 +135,8 @@ class SyncLeg:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tails is not None:
+            self._thread.post(self._tails.close)
         self._thread.stop()
 
     def respecify(self, spec: SyncLegSpec) -> None:

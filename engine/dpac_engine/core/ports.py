@@ -75,6 +75,9 @@ class TailStore(Protocol):
     def prepare(self, size_bytes: int) -> None:
         """Get ready what the next `open_tail` needs; a failure is met by that."""
 
+    def close(self) -> None:
+        """Leave nothing behind that was got ready."""
+
 
 class JournalWriter(Protocol):
     """The journal as a directory (or any key-value) member sees it."""

@@ -32,7 +32,7 @@ class FilesystemTails:
         """See `TailStore.open_tail`."""
         path = self._root / f"{self._prefix}{key}"
         with mapped(f"write {key}", self._root):
-            aside = self._take_spare(size_bytes) or self._allocate(size_bytes)
+            aside = self._take_spare(size_bytes) or self._allocate(secrets.token_hex(16), size_bytes)
             try:
                 make_folder(path.parent, 0o777)
                 os.link(aside, path)
@@ -44,16 +44,19 @@ class FilesystemTails:
             return FilesystemTail(path, self._root)
 
     def prepare(self, size_bytes: int) -> None:
-        """Make the next file ready; blocks. A failure is left for `open_tail` to meet."""
+        """See `TailStore.prepare`."""
         if self._spare is None and self._making.acquire(blocking=False):
             try:
                 with contextlib.suppress(OSError):
-                    self._spare = (size_bytes, self._allocate(size_bytes))
+                    # One name a group, so that what a killed process left does not pile up; never its file, which may be a tail.
+                    name = f"{self._prefix.replace('/', '-')}spare"
+                    (self._root / SCRATCH / name).unlink(missing_ok=True)
+                    self._spare = (size_bytes, self._allocate(name, size_bytes))
             finally:
                 self._making.release()
 
     def close(self) -> None:
-        """Leave nothing unfinished behind."""
+        """See `TailStore.close`."""
         spare, self._spare = self._spare, None
         if spare is not None:
             with contextlib.suppress(OSError):
@@ -65,11 +68,11 @@ class FilesystemTails:
             return spare[1]
         return None
 
-    def _allocate(self, size_bytes: int) -> Path:
+    def _allocate(self, name: str, size_bytes: int) -> Path:
         # Written, not only reserved, as in the spool: else each fdatasync would change the file system's own records.
         scratch = self._root / SCRATCH
         scratch.mkdir(exist_ok=True)
-        path = scratch / secrets.token_hex(16)
+        path = scratch / name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             for at in range(0, size_bytes, len(_ZEROES)):
