@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-SLOW_BYTES = 16 << 10
-SLOW_SECONDS = 0.05
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -68,8 +65,6 @@ class FaultyProxy:
 
     def __init__(self, upstream_port: int) -> None:
         self.fault: Fault | None = None
-        self.slow = False
-        """Answers come at 16 KiB each 50 ms, and requests are taken as slowly."""
         self.stalled = threading.Event()
         """While set, nothing is answered."""
         self.asked: list[Asked] = []
@@ -142,10 +137,7 @@ class FaultyProxy:
                 self.end_headers()
                 if self.command == "HEAD":
                     return
-                for at in range(0, len(answer.body), SLOW_BYTES if proxy.slow else max(len(answer.body), 1)):
-                    self.wfile.write(answer.body[at : at + SLOW_BYTES] if proxy.slow else answer.body)
-                    if proxy.slow:
-                        proxy._released.wait(SLOW_SECONDS)
+                self.wfile.write(answer.body)
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 

@@ -54,7 +54,7 @@ def shop(started: LiveSite, proxy: FaultyProxy, request: pytest.FixtureRequest, 
     shop = Shop(started, random.Random(f"{seed} {request.node.name}"))
     until(lambda: not shop.target_conditions() and shop.status().protected, "the group is protected again")
     yield shop
-    proxy.fault, proxy.slow = None, False
+    proxy.fault = None
     started.print_logs()
 
 
