@@ -95,7 +95,7 @@ def test_metrics_tell_whether_a_leg_is_in_sync_how_often_it_fell_and_how_long_fl
         head_lsn=0, durable_lsn=0, spool_bytes=0, members={}, legs={"copies": leg}, observed_generation=1,
         flush_wait=WaitHistogram(count=3, sum_seconds=0.5, buckets={"0.001": 1, "0.1": 2}),
     )  # fmt: skip
-    text = metrics.render(SiteInfo(site_uid="5" * 32, name="here", version="1"), {"shop": status}, {}, {}).decode()
+    text = metrics.render(SiteInfo(site_uid="5" * 32, name="here", version="1"), {"shop": status}, {}, []).decode()
     labels = 'group="shop",leg="copies",target="copies"'
     assert f"dpac_leg_in_sync{{{labels}}} 0.0" in text
     assert f"dpac_leg_sync_falls_total{{{labels}}} 2.0" in text

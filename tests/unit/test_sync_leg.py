@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dpac_api.errors import Conflict, Temporary
+from dpac_api.errors import Conflict, Corruption, Temporary
 from dpac_api.models import TargetSpec
 from dpac_engine.control import group as group_module
 from dpac_engine.control import group_state
@@ -19,6 +19,7 @@ from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.group import Group
 from dpac_engine.core.sync import Phase
 from dpac_engine.io import tails as tails_module
+from dpac_engine.io.verification import Verifier
 from tests.unit import test_group as groups
 from tests.unit.test_group import Target, protected, until, volume_of, write
 
@@ -433,5 +434,33 @@ def test_a_flush_is_not_answered_before_both_disks_have_synced(tmp_path: Path, m
         site.targets["copies"] = SyncTarget()  # for the story's end
         await group.stop()
         site.groups.remove(group)
+
+    run(tmp_path, story)
+
+
+def test_a_damaged_tail_is_found_and_latest_is_not_served_without_what_it_held(tmp_path: Path) -> None:
+    """A flipped bit in the last frame: `latest` is refused, a checkpoint before it is given, and verification names the tail."""
+
+    async def story(site: Site) -> None:
+        group = site.group(rpo="60s")
+        await group.start()
+        await protected(group)
+        sound = await groups.shipped(group, tag="sound")
+        for number in range(8):
+            write(group, number * 4096, groups.os.urandom(4096))
+            await flushed(group)
+        await site.kill(group)
+        (name,) = [key for key in site.target.objects if key.startswith("tail/")]
+        held = bytearray(site.target.objects[name])
+        held[len(bytes(held).rstrip(b"\0")) - 100] ^= 1
+        site.target.objects[name] = bytes(held)
+        reader = site.reader()
+        with pytest.raises(Corruption, match=name):
+            reader.resolve("latest")
+        assert reader.resolve("tag:sound").lsn == sound.lsn
+        fresh = groups.RepositoryReader(site.target, groups.UID, lambda _: groups.KEY)
+        found = Verifier(fresh, lambda *_: None, lambda *_: None).run()
+        assert [finding.object for finding in found.findings] == [name]
+        assert name not in [spare.object for spare in found.spares]
 
     run(tmp_path, story)
