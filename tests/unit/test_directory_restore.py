@@ -125,3 +125,18 @@ def test_names_of_one_inode_that_were_captured_apart_stay_apart(tmp_path: Path) 
     assert (tmp_path / "to/a").stat().st_nlink == 2
     assert (tmp_path / "to/c").stat().st_nlink == 1
     assert (tmp_path / "to/c").read_bytes() == b""
+
+
+def test_what_there_is_to_write_is_told_before_it_is_written(tmp_path: Path) -> None:
+    """So that progress can say how much is left."""
+    told: list[tuple[str, int]] = []
+    entries = [(path, encode_entry(entry).value) for path, entry in {ROOT: FOLDER, b"a": FILE, b"b": FILE}.items()]
+    restore_tree(
+        entries,
+        CHUNKS.__getitem__,
+        tmp_path / "to",
+        lambda count: told.append(("wrote", count)),
+        lambda count: told.append(("expect", count)),
+    )
+    assert told[0] == ("expect", 2 * len(CONTENT))
+    assert sum(count for what, count in told if what == "wrote") == 2 * len(CONTENT)

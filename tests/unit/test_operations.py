@@ -14,14 +14,14 @@ from fastapi.testclient import TestClient
 
 from dpac_api.errors import Corruption, Invalid, Temporary, Unreachable
 from dpac_api.models import DrillReport, OperationStep
-from dpac_engine.control import drill_report
+from dpac_engine.control import drill_report, operations
 from dpac_engine.control.catalogue import Catalogue, utc
 from dpac_engine.control.catalogue_operations import add_operation, note_step
 from dpac_engine.control.export_probe import greet
 from dpac_engine.control.image_reading import pieces
 from dpac_engine.control.rest import create_app
 from dpac_engine.control.timeline import view_group
-from dpac_engine.core.damage import Finding, LostPart, Run
+from dpac_engine.core.damage import Finding, LostPart, Run, Verification
 from dpac_engine.core.entries import Entry, EntryType, encode_entry
 from tests.unit.control_fakes import ADMIN, FakeVolume, World
 
@@ -353,6 +353,28 @@ def test_a_target_that_is_away_fails_the_verification(stage: Stage) -> None:
     operation = stage.run("verifications")
     assert operation["phase"] == "Failed"
     assert "The disk is away" in operation["error"]
+
+
+def test_progress_has_a_rate_and_the_time_left_while_it_runs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by whoever polls; once the step has ended it is gone."""
+    monkeypatch.setattr(operations, "PROGRESS_SECONDS", 0.0)
+    told, go_on = threading.Event(), threading.Event()
+
+    def verify(progress: Any, manifest_before: int = 0) -> Verification:
+        progress(100, 400)
+        told.set()
+        assert go_on.wait(WAIT_SECONDS)
+        return Verification(1, 400, 0, [], [], None, 1)
+
+    monkeypatch.setattr(stage.repository, "verify", verify)
+    begun = stage.begin("verifications")
+    assert told.wait(WAIT_SECONDS)
+    seen = stage.client.get(f"/v1/operations/{begun['id']}", headers=HEADERS).json()["progress"]
+    assert (seen["done_bytes"], seen["total_bytes"]) == (100, 400)
+    assert seen["bytes_per_second"] > 0
+    assert seen["remaining_seconds"] == pytest.approx(300 / seen["bytes_per_second"], abs=0.2)
+    go_on.set()
+    assert stage.finish(begun)["progress"] is None
 
 
 # ------------------------------------------------------------------ restarts

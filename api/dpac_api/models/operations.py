@@ -56,12 +56,22 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+class OperationProgress(Model):
+    """How far a step is that moves bytes."""
+
+    done_bytes: int
+    total_bytes: int | None = Field(default=None, description="None: not known.")
+    bytes_per_second: float = Field(description="Since the step began.")
+    remaining_seconds: float | None = Field(default=None, description="At that rate; None: not known.")
+
+
 class OperationStep(Model):
     """One step of an operation's plan."""
 
     name: str
     state: Literal["pending", "running", "done", "failed"]
     message: str = ""
+    progress: OperationProgress | None = None
     started: datetime | None = None
     finished: datetime | None = None
 
@@ -79,6 +89,7 @@ class Operation(Model):
         default={}, description="The report: DrillReport, RestoreReport, VerifyReport or Checkpoint."
     )
     error: str | None = None
+    progress: OperationProgress | None = Field(default=None, description="Of the step that runs, if it moves bytes.")
     created: datetime
     finished: datetime | None = None
 

@@ -117,6 +117,7 @@ def wire(row: OperationRow) -> Operation:
             "request": row.request,
             "result": row.result,
             "error": row.error,
+            "progress": next((step.get("progress") for step in row.steps if step["state"] == "running"), None),
             "created": row.created,
             "finished": row.finished,
         }

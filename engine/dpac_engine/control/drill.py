@@ -131,7 +131,7 @@ class Drill:
         goal, done = stored_bytes(volume), 0
         for _, data in pieces(volume):
             done += len(data)
-            self._cast.progress(f"{done} of {goal} bytes read")
+            self._cast.progress(f"{done} of {goal} bytes read", done, goal)
         return MemberDrill(opened_seconds=opened_seconds, checked_bytes=done, checks={"every block authentic": "ok"})
 
     def _check_directory(self, name: str, ordinal: int) -> MemberDrill:
@@ -141,7 +141,9 @@ class Drill:
         root = self._cast.scratch / name
         root.parent.mkdir(parents=True, exist_ok=True)
         recovery = self._cast.stage.recovery
-        done = recovery.restore_tree(tree, root, lambda count: self._cast.progress(f"{count} bytes restored"))
+        done = recovery.restore_tree(
+            tree, root, lambda done, total: self._cast.progress(f"{done} bytes restored", done, total)
+        )
         checks = {"every file restored": "ok"}
         spec = self._cast.group.spec.members.get(name)
         if isinstance(spec, DirectorySpec) and spec.blueprint is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dpac_api.errors import DpacError, Temporary
-from dpac_api.models import Operation, OperationStep, Phase
+from dpac_api.models import Operation, OperationProgress, OperationStep, Phase
 from dpac_engine.control.catalogue import Catalogue, utc
 from dpac_engine.control.catalogue_groups import Host
 from dpac_engine.control.catalogue_operations import finish_operation, get_operation, note_step, unfinished_operations
@@ -36,6 +36,17 @@ WORKER_SECONDS_MAX = 120.0
 
 class Failed(DpacError):
     """The operation did what it should and found something wrong; its report says what."""
+
+
+class Progress(Protocol):
+    """Takes word of how far a step is."""
+
+    def __call__(self, message: str, done_bytes: int | None = None, total_bytes: int | None = None) -> None:
+        """`message` in words; bytes where the step moves bytes, their total where it is known."""
+
+
+def _untold(message: str, done_bytes: int | None = None, total_bytes: int | None = None) -> None:
+    """Nobody listens."""
 
 
 class Run(Protocol):
@@ -76,7 +87,7 @@ class Cast:
     stage: Stage
     group: GroupView
     operation: Operation
-    progress: Callable[[str], None]
+    progress: Progress
     """Says how far the present step is; raises when the backend stops."""
     call: Callable[[Coroutine[Any, Any, Any]], Any]
     """Awaits a worker's answer from the operation's thread."""
@@ -160,7 +171,7 @@ class Operations:
                 message = f"The backend was restarted while this ran, and cleaning up failed: {cause}. Start it again."
         self._finish(operation.id, Phase.FAILED, operation.result, message)
 
-    def _cast(self, group: GroupView, operation: Operation, progress: Callable[[str], None] = lambda _: None) -> Cast:
+    def _cast(self, group: GroupView, operation: Operation, progress: Progress = _untold) -> Cast:
         return Cast(self._stage, group, operation, progress, self._call)
 
     def _call(self, question: Coroutine[Any, Any, T]) -> T:
@@ -200,6 +211,18 @@ def _perform_steps(run: Run, operation: Operation, journal: _Journal) -> str | N
     return error
 
 
+def _progress(done_bytes: int, total_bytes: int | None, seconds: float) -> OperationProgress:
+    rate = done_bytes / max(seconds, 1e-3)
+    total = None if total_bytes is None else max(total_bytes, done_bytes)
+    left = None if total is None or not rate else (total - done_bytes) / rate
+    return OperationProgress(
+        done_bytes=done_bytes,
+        total_bytes=total,
+        bytes_per_second=round(rate, 1),
+        remaining_seconds=None if left is None else round(left, 1),
+    )
+
+
 class _Journal:
     """Writes one operation's steps to the catalogue."""
 
@@ -210,24 +233,28 @@ class _Journal:
         self._index = 0
         self._step = OperationStep(name="", state="pending")
         self._told = 0.0
+        self._began = 0.0
 
     def begin(self, index: int, name: str) -> None:
         """A step begins."""
         self._index = index
+        self._began = time.monotonic()
         self._write(OperationStep(name=name, state="running", started=utc(self._stage.clock.now_ns())))
 
-    def progress(self, message: str) -> None:
+    def progress(self, message: str, done_bytes: int | None = None, total_bytes: int | None = None) -> None:
         """A step goes on."""
         if self._stopping.is_set():
             raise Temporary("The backend is stopping. Start the operation again once it runs.")
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
-            self._write(self._step.model_copy(update={"message": message}))
+            found = None if done_bytes is None else _progress(done_bytes, total_bytes, time.monotonic() - self._began)
+            self._write(self._step.model_copy(update={"message": message, "progress": found}))
 
     def end(self, message: str, *, failed: bool) -> None:
         """A step ends."""
         update = {
             "state": "failed" if failed else "done",
             "message": message,
+            "progress": None,
             "finished": utc(self._stage.clock.now_ns()),
         }
         self._write(self._step.model_copy(update=update))

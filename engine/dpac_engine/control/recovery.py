@@ -12,8 +12,8 @@ from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange
 
-Progress = Callable[[int], None]
-"""Told the bytes done so far; raises to stop the work."""
+Progress = Callable[[int, int | None], None]
+"""Told the bytes done so far, and how many it will be (None: not known); raises to stop the work."""
 
 
 class VolumeView(Protocol):

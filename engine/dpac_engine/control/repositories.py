@@ -170,7 +170,7 @@ class TargetRepository:
 
     def verify(self, progress: Progress, manifest_before: int = 0) -> Verification:
         """See `Repository.verify`."""
-        return Verifier(self._reader, self._check_key, lambda done, _: progress(done)).run(manifest_before)
+        return Verifier(self._reader, self._check_key, progress).run(manifest_before)
 
 
 class TargetRecovery:
@@ -222,14 +222,18 @@ class TargetRecovery:
 
     def restore_tree(self, tree: TreeView, to: Path, progress: Progress) -> int:
         """See `Recovery.restore_tree`."""
-        done = 0
+        done, goal = 0, 0
+
+        def expect(count: int) -> None:
+            nonlocal goal
+            goal = count
 
         def wrote(count: int) -> None:
             nonlocal done
             done += count
-            progress(done)
+            progress(done, goal)
 
-        return self._restore(tree.entries(), tree.read_chunk, to, wrote)
+        return self._restore(tree.entries(), tree.read_chunk, to, wrote, expect)
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """See `Recovery.check`."""

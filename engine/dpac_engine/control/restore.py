@@ -105,7 +105,7 @@ class Restore:
                 tree = _Part(tree, matching(tree.paths(), self._request.paths))
             self._aside.mkdir()  # whatever a killed restore leaves lies in it, and is found again by clean_up
             self._written = self._cast.stage.recovery.restore_tree(
-                tree, self._aside / _TREE, lambda count: self._cast.progress(f"{count} bytes written")
+                tree, self._aside / _TREE, lambda done, total: self._cast.progress(f"{done} bytes written", done, total)
             )
         return f"{self._written} bytes"
 
@@ -123,7 +123,7 @@ class Restore:
                     write_sparse(file.fileno(), data, offset)
                     done += len(data)
                     wrote(len(data))
-                    self._cast.progress(f"{done} of {goal} bytes written")
+                    self._cast.progress(f"{done} of {goal} bytes written", done, goal)
         return done
 
     def _rename(self) -> str:

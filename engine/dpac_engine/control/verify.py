@@ -56,7 +56,9 @@ class Verify:
             repository = self._cast.stage.recovery.open(group.targets[target], group.uid)
             with self._cast.stage.catalogue.read() as session:
                 manifest_before = newest_manifest(session, group.uid, target)
-            found = repository.verify(lambda count: self._cast.progress(f"{count} bytes read"), manifest_before)
+            found = repository.verify(
+                lambda done, total: self._cast.progress(f"{done} bytes read", done, total), manifest_before
+            )
         except Unrecoverable as cause:
             raise Unrecoverable(f"The target {target!r}: {cause.message}") from None
         except Temporary as cause:

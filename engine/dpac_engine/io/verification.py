@@ -53,7 +53,9 @@ _UNREAD = (Corruption, NotFound, Unsupported, Invalid)
 class Verifier:
     """One verification of the repository that `reader` reads; the reader must be of its own and not refreshed yet."""
 
-    def __init__(self, reader: RepositoryReader, check_key: CheckKey, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, reader: RepositoryReader, check_key: CheckKey, progress: Callable[[int, int | None], None]
+    ) -> None:
         """`progress` is told bytes read, and bytes there are to read."""
         self._reader = reader
         self._store = reader.store

@@ -32,18 +32,24 @@ _IMPLIED_FOLDER = Entry(type=EntryType.DIRECTORY, mode=0o755, uid=0, gid=0, mtim
 
 
 def restore_tree(
-    entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk, to: Path, progress: Callable[[int], None]
+    entries: Iterable[tuple[bytes, bytes]],
+    read_chunk: ReadChunk,
+    to: Path,
+    progress: Callable[[int], None],
+    expect: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Recreate a tree at `to`, which is missing (its parent is not) or an empty folder; returns bytes of content.
 
     `entries` are keys and values of key space ENTRY in any order; `read_chunk` gives the content of a chunk by its
-    hash, which is checked. `progress` gets the bytes of each piece as it is written. Everything is on disk when this
+    hash, which is checked. `expect` is told the bytes there are to write (other names of one file counted too), and
+    `progress` those of each piece as it is written. Everything is on disk when this
     returns. Until then it lies in a folder named `.dpac-restore-*.partial`, which is removed on failure.
 
     As root the owners are restored, and devices; else everything belongs to the caller and a device is Denied.
     Conflict if `to` holds anything; Corruption if an entry or chunk is not what was written, or would leave `to`.
     """
     tree = _checked(entries, read_chunk)
+    expect(sum(length for entry in tree.values() if entry.type is EntryType.FILE for _, length, _ in entry.pieces()))
     partial = _begin(to)
     try:
         try:
