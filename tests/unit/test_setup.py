@@ -445,11 +445,11 @@ def test_the_lock_of_a_pulumi_that_may_live_is_kept(
 def test_clean_removes_only_what_the_quickstart_wrote(
     state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A state folder that holds something else keeps it."""
+    """With the copies of the stack `primary`, whose site goes too; a state folder that holds something else keeps it."""
     monkeypatch.setenv("DPAC_STATE_DIR", str(state.root))
     monkeypatch.setenv("YES", "1")
     monkeypatch.setattr(quickstart, "_STACK_SETTINGS", tmp_path / "Pulumi.local.yaml")
-    for folder in (state.data, state.copies, state.pulumi):
+    for folder in (state.data, state.copies, state.primary_copies, state.pulumi):
         folder.mkdir(parents=True)
     (state.root / "thesis.txt").write_text("mine")
     quickstart.clean()
