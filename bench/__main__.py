@@ -13,13 +13,14 @@ from pathlib import Path
 from bench import backup_programs, peers
 from bench.backend import backend
 from bench.copies import copy_rows, tree_source, volume_source
-from bench.places import Folder
+from bench.places import Folder, bucket
 from bench.render import render
 from bench.row import Row
+from bench.steady import steady_rows
 from bench.writes import mount_rows, write_rows
 from dpac_api.client import Client
 
-PARTS = ("writes", "mount", "volume", "tree")
+PARTS = ("writes", "mount", "volume", "tree", "steady")
 
 
 def main() -> int:
@@ -66,18 +67,25 @@ def _arguments() -> argparse.Namespace:
 
 
 def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
-    place, repeats = Folder(folder / "copies"), arguments.repeats
-    place.root.mkdir()
-    if "writes" in arguments.only:
+    only, repeats = arguments.only, arguments.repeats
+    disk = Folder(folder / "copies")
+    disk.root.mkdir()
+    if "writes" in only:
         yield from write_rows(client, folder, arguments.seconds, arguments.long_seconds, repeats)
-    if "mount" in arguments.only:
+    if "mount" in only:
         yield from mount_rows(client, folder)
-    if "volume" in arguments.only:
-        volume = volume_source(folder, int(arguments.volume_gib * 2**30))
-        yield from copy_rows(client, folder, place, volume, repeats)
-        volume.path.unlink()
-    if "tree" in arguments.only:
-        yield from copy_rows(client, folder, place, tree_source(folder, arguments.files), repeats)
+    with bucket(folder / "s3") as server:
+        if "volume" in only:
+            volume = volume_source(folder, int(arguments.volume_gib * 2**30))
+            for place in (disk, server):
+                yield from copy_rows(client, folder, place, volume, repeats)
+            volume.path.unlink()
+        if "tree" in only:
+            tree = tree_source(folder, arguments.files)
+            for place in (disk, server):
+                yield from copy_rows(client, folder, place, tree, repeats)
+        if "steady" in only:
+            yield from steady_rows(client, folder, server, arguments.long_seconds)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Restic:
     def __init__(self, place: Place, part: str, scratch: Path) -> None:
         self._environment = {
             **os.environ,
+            **place.environment,
             "RESTIC_PASSWORD": _PASSWORD,
             "RESTIC_REPOSITORY": place.restic(part),
             "RESTIC_CACHE_DIR": str(scratch / "restic-cache"),
@@ -52,7 +53,12 @@ class Kopia:
     name = "kopia"
 
     def __init__(self, place: Place, part: str, scratch: Path) -> None:
-        self._environment = {**os.environ, "KOPIA_PASSWORD": _PASSWORD, "KOPIA_CHECK_FOR_UPDATES": "false"}
+        self._environment = {
+            **os.environ,
+            **place.environment,
+            "KOPIA_PASSWORD": _PASSWORD,
+            "KOPIA_CHECK_FOR_UPDATES": "false",
+        }
         self._scratch = scratch / "kopia"
         self._snapshot = ""
         self._run("repository", "create", *place.kopia(part), f"--cache-directory={self._scratch / 'cache'}")

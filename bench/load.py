@@ -18,6 +18,8 @@ class Load:
     seconds: int
     fsync_every: int = 0
     drain: bool = False
+    writes_per_second: int | None = None
+    """None: as fast as it goes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ def run(load: Load, uri: str, size_bytes: int) -> Result:
     ]  # fmt: skip
     if load.fsync_every:
         command.append(f"--fsync={load.fsync_every}")
+    if load.writes_per_second:
+        command.append(f"--rate_iops={load.writes_per_second}")
     if load.drain:
         command.append("--end_fsync=1")
     done = subprocess.run(command, check=True, capture_output=True, text=True)
