@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -146,3 +147,45 @@ def test_a_volume_belongs_to_one_group_whatever_it_is_called(site: LiveSite, how
     said = site.dpac("group", "apply", "-f", str(declaration), status=4).stderr
     assert ("group 'inner'" if how == "directory above" else "member 'disk' of group 'shop'") in said
     assert "second" not in [group.name for group in site.rest.groups()]
+
+
+def test_a_volume_grows_under_its_client(site: LiveSite) -> None:
+    """The connected client keeps its size and goes on; the next one sees the new size; checkpoints have the size of their moment."""
+    members = {
+        name: {"kind": "volume", "path": str(site.folder / f"{name}.raw"), "size": "1MiB"} for name in ("disk", "logs")
+    }
+    assert_protected_as_it_is(site)
+    before = site.rest.take_checkpoint("shop", tag="small")
+    with connected(site.uri("shop/logs")) as client:
+        members["logs"]["size"] = "3MiB"
+        site.protect("shop", members)
+        assert client.size_bytes == MIB
+        write(client, 0, b"on" * 2048)
+        with connected(site.uri("shop/logs")) as another:
+            assert another.size_bytes == 3 * MIB
+            write(another, 2 * MIB, b"new" * 1024 + bytes(1024))
+            flush(another)
+        write(client, 4096, b"on" * 2048)
+        flush(client)
+    assert (site.folder / "logs.raw").stat().st_size == 3 * MIB
+    after = site.rest.take_checkpoint("shop", tag="large")
+    for checkpoint, size in ((before, MIB), (after, 3 * MIB)):
+        with site.mounted("shop", checkpoint.id, "logs") as mount:
+            assert len(contents(mount.members["logs"])) == size
+    with site.mounted("shop", after.id, "logs") as mount:
+        assert contents(mount.members["logs"]) == contents(site.uri("shop/logs"))
+
+
+def test_everything_killed_as_by_a_power_switch(site: LiveSite, seed: int) -> None:
+    """Stale sockets, locks and reports are in nobody's way; the mount that was open is open again; nothing acknowledged is lost."""
+    with site.mounted("shop", "latest", "logs") as mount, Ledger(site.uri("shop/disk"), BLOCKS, seed) as ledger:
+        mounted = contents(mount.members["logs"])
+        ledger.wait_for(50)
+        for name in site.pids():
+            with contextlib.suppress(ProcessLookupError, KeyError):
+                site.kill(name)
+        site.start()
+        ledger.wait_for(20)
+        assert contents(mount.members["logs"]) == mounted
+    assert ledger.problems(contents(site.uri("shop/disk"))) == []
+    assert_protected_as_it_is(site)

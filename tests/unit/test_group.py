@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -738,6 +739,37 @@ def test_a_clock_that_is_set_is_told_and_checkpoints_go_on(tmp_path: Path, monke
         await group.ship()
         assert site.image(at="tag:first")[0].id == first.id
         assert site.disk_at(at="tag:t3")[:1] == b"\3"
+
+    run(tmp_path, story)
+
+
+def test_a_full_spool_slows_clients_says_so_and_lets_them_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that takes changes too slowly holds its clients back at the quota, until it has taken them."""
+    gate = threading.Event()
+    real = Volume._apply_blocking
+
+    def slow(self: Volume, batch: Any) -> None:
+        gate.wait(DEADLINE_SECONDS)
+        real(self, batch)
+
+    async def story(site: Site) -> None:
+        group = site.group(spool_max=Size("8MiB"))
+        await group.start()
+        await protected(group)
+        with monkeypatch.context() as held:
+            held.setattr(Volume, "_apply_blocking", slow)
+            for number in range(28):
+                write(group, 0, bytes([number]) * 2**18)
+            await until(lambda: "SpoolFull" in condition_types(group))
+            assert volume_of(group).congested
+            relieved: list[bool] = []
+            volume_of(group).when_relieved(lambda: relieved.append(True))
+            gate.set()
+            await until(lambda: relieved)
+            await until(lambda: "SpoolFull" not in condition_types(group))
+        await protected(group)
 
     run(tmp_path, story)
 
