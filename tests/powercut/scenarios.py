@@ -302,6 +302,28 @@ def _state_stored(root: Path, say: Say) -> None:
         say(lsn=lsn)
 
 
+def _tracked(root: Path, say: Say) -> None:
+    """A leg is tracked twice: the second time its bitmap is there already."""
+    from dpac_engine.control.tracking import Tracking
+
+    (root / "group").mkdir()
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    tracking, spool = Tracking(root / "group" / "dirty"), SimpleNamespace(head_lsn=0, read=lambda *_: ())
+    for number in range(3):
+        assert asyncio.run(tracking.begin("copies", spool, 0, {1: 2**30}))  # type: ignore[arg-type]
+        tracking.note(1, [(None, number * 65536, 512, None)])  # type: ignore[list-item]
+        asyncio.run(tracking.store())
+        say(blocks=number + 1)
+
+
+def _check_tracked(root: Path, said: Said) -> None:
+    from dpac_engine.control.tracking import Tracking
+
+    tracking = Tracking(root / "group" / "dirty")
+    tracking.load("copies", True, ())
+    assert tracking.dirty_bytes("copies") >= said["blocks"] * 65536, "bits are gone"
+
+
 def _check_state(root: Path, said: Said) -> None:
     from dpac_engine.control import group_state
 
@@ -760,6 +782,7 @@ SCENARIOS = {
     "changes set aside": Scenario((_set_aside,), _check_aside),
     "changes taken back": Scenario((_volumes_folder, _taken_back), _check_taken_back),
     "a detached volume": Scenario((_volumes_folder, _detached), _check_volume),
+    "dirty bitmaps": Scenario((_tracked,), _check_tracked),
     "a group's state": Scenario((_state_stored,), _check_state),
     "a new site": Scenario((_site_made,), _check_site_and_catalogue),
     "a detached start": Scenario((_site_detached, _site_made), _check_site),

@@ -26,6 +26,7 @@ from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.member import DirectoryFactory, Member
 from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper
 from dpac_engine.control.sync_leg import SyncLeg
+from dpac_engine.control.tracking import Tracking
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, decode_mark
 from dpac_engine.core.ports import Clock, TailStore
 from dpac_engine.core.records import Flags, Header, Kind
@@ -79,6 +80,7 @@ class Group:
         self.store_error: str = ""
         self.held = False
         """Clients are held back: the spool is full."""
+        self.tracking = Tracking(folder / "dirty")
         self._return = JournalReturn(self)
         self._since: dict[str, datetime] = {}
         self._changes: deque[_Change] = deque()
@@ -214,6 +216,9 @@ class Group:
             if header.kind == Kind.MARK:
                 mark = decode_mark(header.epoch, header.lsn, header.stamp, payload)
                 self.state.sequence = max(self.state.sequence, mark.sequence)
+        for name, leg in self.state.legs.items():
+            if leg.tracked:
+                self.tracking.load(name, leg.lost, records)
         self._stamps = Stamps(max([self.state.stamp, *(header.stamp for header, _ in records)]))
         self.clock_watch = ClockWatch(self._deps.clock, self._stamps)
         self.state.incarnation += 1
@@ -286,7 +291,7 @@ class Group:
                 continue
             self.members[identity.ordinal] = Member(
                 name, identity, spec, self.state, self.folder / "members" / identity.uid, self.spool, self._deps.executor,
-                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4, self._remember, self.gate,
+                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4, self._remember, self.gate, self.tracking.note,
             )  # fmt: skip
 
     async def _drop_members(self) -> None:
@@ -342,6 +347,7 @@ class Group:
             if goes:
                 await self.legs.pop(name).stop()
                 self.state.legs.pop(name, None)
+                await self.tracking.end(name)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -464,8 +470,9 @@ class Group:
         if self.state.scan_lsn >= self._opened_lsn:
             self.state.scan_incarnation = self.state.incarnation
         self.state.stamp = self.stamp()
-        cursors = [leg.memory.cursor for leg in self.legs.values() if not leg.memory.lost]
+        cursors = self._cursors()
         await self.store_state()
+        cursors += self._cursors()  # a leg that was lost may have come back meanwhile
         self.store_error = ""
         sending = [lsn for leg in self.sync_legs.values() if (lsn := leg.holds_lsn) is not None]
         keep = min([self.state.scan_lsn, *cursors, *sending])
@@ -473,8 +480,13 @@ class Group:
             self._changes.popleft()
         self.spool.release(keep)
 
+    def _cursors(self) -> list[int]:
+        wanted = (leg.resync_lsn if leg.memory.lost else leg.memory.cursor for leg in self.legs.values())
+        return [lsn for lsn in wanted if lsn is not None]
+
     async def store_state(self) -> None:
-        """Make `state` durable. Raises OSError."""
+        """Make `state` durable, the bitmaps before: records before its `scan_lsn` are not looked at again. Raises OSError."""
+        await self.tracking.store()
         await asyncio.to_thread(self._store_state)
 
     def _not_stored(self, error: OSError) -> None:
@@ -516,14 +528,23 @@ class Group:
                 await member.let_spool_go()
         if used <= limit - 2 * FILE_BYTES:
             return
-        for leg in self.legs.values():
-            behind = self.spool.head_lsn - leg.memory.cursor
-            if not leg.memory.lost and behind > limit - 3 * FILE_BYTES:
-                log.warning(
-                    "leg %s of %s is %d bytes behind: the spool is full", leg.name, self.assignment.name, behind
-                )
-                leg.memory.lost = True
-                leg.nudge()
+        for leg in list(self.legs.values()):
+            if not leg.memory.lost and self._is_too_far_behind(leg):
+                await self._let_go(leg)
+
+    def _is_too_far_behind(self, leg: Shipper) -> bool:
+        limit = self.assignment.spec.journal.spool_max.bytes
+        return self.spool.head_lsn - leg.memory.cursor > limit - 3 * FILE_BYTES
+
+    async def _let_go(self, leg: Shipper) -> None:
+        """The spool waits for the leg no longer; bitmaps tell from now on what it lacks."""
+        sizes = {at: member.volume.size_bytes for at, member in self.members.items() if member.volume is not None}
+        tracked = await self.tracking.begin(leg.name, self.spool, leg.memory.cursor, sizes)
+        if not self._is_too_far_behind(leg):
+            return  # it has just shipped a good deal: what was noted for it does no harm
+        log.warning("leg %s of %s fell out of the spool at LSN %d", leg.name, self.assignment.name, leg.memory.cursor)
+        leg.memory.tracked, leg.memory.lost = tracked, True
+        leg.nudge()
 
     def _journal_failed(self, error: OSError) -> None:
         """The law: the application goes on, without checkpoints, visibly."""

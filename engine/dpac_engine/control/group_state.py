@@ -45,6 +45,10 @@ class LegMemory(msgspec.Struct):
     """What it found, or made, at its target: nothing else is ever written to in its place."""
     lost: bool = False
     """The spool could not wait for it: it must be seeded anew."""
+    tracked: bool = False
+    """Dirty bitmaps tell what the target lacks of the volumes (`tracking.py`), until it has all of it again."""
+    delta: list[int] = []
+    """Ordinals whose resync brings what is dirty alone; all else of them is at the target."""
     sync: Literal["in sync", "lost"] | None = None
     """Of a sync leg: what its pledge is, on record before it is acted on; None: it was never in sync."""
     sync_lost: int = 0

@@ -34,8 +34,10 @@ _WORST = (
     DataState.CONTINUOUS,
     DataState.BACKLOG,
     DataState.INITIAL_SYNC,
+    DataState.DELTA_RESYNC,
     DataState.FULL_RESYNC,
     DataState.DISCONNECTED,
+    DataState.BITMAP_TRACKING,
     DataState.STALLED,
 )
 
@@ -247,7 +249,16 @@ def _conditions(group: Group) -> Iterator[Condition]:
         if leg.error is not None:
             kind = next(name for error, name in _TARGET_CONDITIONS.items() if isinstance(leg.error, error))
             yield condition(kind, f"leg/{leg.name}", leg.error.message)
-        if leg.memory.lost or leg.data_state == DataState.FULL_RESYNC:
+        if leg.data_state in (DataState.BITMAP_TRACKING, DataState.DELTA_RESYNC):
+            yield condition(
+                leg.data_state.value,
+                f"leg/{leg.name}",
+                f"Target {leg.spec.target} was away for longer than the spool could wait. Up to "
+                f"{group.tracking.dirty_bytes(leg.name)} bytes changed since and are sent once it is there. Checkpoints from before "
+                "stay; there are none of the time between.",
+                "warning",
+            )
+        elif leg.memory.lost or leg.data_state == DataState.FULL_RESYNC:
             yield condition(
                 "FullResync",
                 f"leg/{leg.name}",

@@ -82,7 +82,7 @@ class JournalReturn:
         state.incarnation += 1
         state.scan_lsn, state.scan_incarnation = head_lsn, state.incarnation
         for leg in group.legs.values():
-            leg.memory.lost = True
+            leg.memory.lost, leg.memory.tracked = True, False
         await group.store_state()
         identity = Identity(group.shard_tag, group.epochs[-1][0], state.incarnation)
         await asyncio.to_thread(group.spool.begin_anew, identity, head_lsn)

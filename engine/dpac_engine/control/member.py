@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import sync_folder
 from dpac_engine.io.members.volume import Commits, Signature, Volume, signature_of
+from dpac_engine.io.nbd.export import Change
 from dpac_engine.io.spool import Entry, Spool
 from dpac_engine.io.unapplied import Record, read_aside, set_aside
 
@@ -128,6 +130,7 @@ class Member:
         pending_max: int,
         remember: Callable[[], None],
         commits: Commits,
+        note: Callable[[int, Sequence[Change]], None],
     ) -> None:
         self.name = name
         self.ordinal = identity.ordinal
@@ -140,6 +143,7 @@ class Member:
         self._directory_factory = directory
         self._pending_max = pending_max
         self._remember = remember
+        self._note = note
         self._commits = commits
         self._state = state
         self._attaching = asyncio.Lock()
@@ -233,6 +237,7 @@ class Member:
         signature = volume.signature()
         self.memory.attached = (signature.inode, signature.device)
         self._watch = FileWatch(path, volume)
+        volume.note = partial(self._note, self.ordinal)
         self.volume = volume
         self._tasks = [asyncio.create_task(volume.write_behind(), name=f"write-behind-{self.name}")]
 

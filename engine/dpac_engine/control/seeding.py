@@ -71,15 +71,17 @@ class Seeding:
     content: int
     head_lsn: Callable[[], int]
     stamp: Callable[[], int]
+    dirty: list[tuple[int, int]] | None = None
+    """Volumes: (offset, length) of what the target lacks, if it has all else; None: all is sent."""
     _changes: AsyncIterator[list[KeyChange]] | None = field(default=None)
-    _allocated: deque[tuple[int, int]] = field(default_factory=deque)
+    _to_read: deque[tuple[int, int]] = field(default_factory=deque)
     """What is left of the range searched last. A write into a hole of it is in the log."""
     _searched_to: int = 0
 
     async def next_piece(self) -> Piece:
         """The next step; errors of the member's reading surface here."""
         rows, begins, start = SegmentWriter(), self.position == 0 and self._changes is None, self.head_lsn()
-        if begins:
+        if begins and self.dirty is None:
             self._add(rows, Kind.RESET, start, 0, 0, b"")
         if isinstance(self.source, VolumeSource):
             ready = await self._volume_piece(self.source, rows, begins, start)
@@ -92,20 +94,29 @@ class Seeding:
             self._add(rows, Kind.RESIZE, start, 0, volume.size_bytes, b"")
         if self.position >= self._searched_to:
             self._searched_to = min(self.position + SEARCH_BYTES, volume.size_bytes)
-            self._allocated.extend(await volume.allocated(self.position, self._searched_to - self.position))
-        while self._allocated:
-            offset, left = self._allocated.popleft()
+            self._to_read.extend(await self._wanted(volume, self._searched_to))
+        while self._to_read:
+            offset, left = self._to_read.popleft()
             length = min(READ_BYTES, left)
             if left > length:
-                self._allocated.appendleft((offset + length, left - length))
+                self._to_read.appendleft((offset + length, left - length))
             lsn, data = await volume.read_for_seed(offset, length)
             if data != _ZEROES[:length]:
                 self._add(rows, Kind.FILL, lsn, offset, length, data)
+            elif self.dirty is not None:
+                self._add(rows, Kind.ZERO, lsn, offset, length, b"")  # the target may hold something else there
             self.position = offset + length
             if rows.plain_bytes >= PIECE_BYTES:
                 return None
         self.position = self._searched_to
         return self.head_lsn() if self.position >= volume.size_bytes else None
+
+    async def _wanted(self, volume: VolumeSource, end: int) -> list[tuple[int, int]]:
+        """(offset, length) of what to read from `position` to `end`."""
+        if self.dirty is None:
+            return await volume.allocated(self.position, end - self.position)
+        clipped = ((max(at, self.position), min(at + length, end)) for at, length in self.dirty)
+        return [(begin, stop - begin) for begin, stop in clipped if begin < stop]
 
     async def _tree_piece(self, tree: TreeSource, rows: SegmentWriter) -> int | None:
         if self._changes is None:

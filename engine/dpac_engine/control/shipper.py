@@ -20,6 +20,7 @@ from dpac_api.errors import Conflict, Corruption, DpacError, Temporary
 from dpac_api.models import DataState, LegSpec
 from dpac_engine.control.group_state import LegMemory
 from dpac_engine.control.seeding import Piece, Seeding, SeedSource, SeedStream
+from dpac_engine.control.tracking import Tracking
 from dpac_engine.core import sealing, tail
 from dpac_engine.core.checkpoints import Mark, decode_mark
 from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
@@ -108,6 +109,13 @@ class GroupView(Protocol):
     def aging_ns(self) -> int | None:
         """The moment by which checkpoints age; None while nothing may age out, because the clock was just set."""
 
+    @property
+    def tracking(self) -> Tracking:
+        """What lost legs lack."""
+
+    async def record(self) -> None:
+        """Make what the legs remember durable."""
+
 
 Commit = Callable[[Sequence[SegmentRef], Sequence[str]], RepositoryState]
 """Commits segments that join and names that leave; blocks."""
@@ -159,6 +167,8 @@ class Shipper:
     """Another primary writes at the target, or it is ahead of this one."""
     tail_ends: dict[str, int] = field(default_factory=dict)
     """Tails at the target -> the LSN that each may hold at most; deleted once a manifest has passed it."""
+    resync_lsn: int | None = None
+    """The spool holds the log from here on for a leg that is about to come back."""
     tail_in_use: Callable[[], str | None] = lambda: None
     """The one that a sync leg is writing."""
     _thread: DaemonThread = field(init=False)
@@ -275,8 +285,9 @@ class Shipper:
     def _failed(self, state: DataState, error: DpacError) -> None:
         if self.error is None or self.error.message != error.message:
             log.warning("leg %s: %s", self.name, error.message)
-        self.data_state, self.error = state, error
-        self._writer = None
+        tracked = self.memory.lost and self.memory.tracked
+        self.data_state, self.error = DataState.BITMAP_TRACKING if tracked else state, error
+        self._writer = self.resync_lsn = None
         self._settled.set()
 
     async def _pause(self, seconds: float) -> None:
@@ -303,12 +314,17 @@ class Shipper:
                     "spool was lost or is an old copy. Recover the group from the target, or use a new target."
                 )
             self._log_from = state.last.log_from
-            memory.lost = memory.lost or cursor < self.group.spool.released_lsn
+            if not memory.lost and cursor < self.group.spool.released_lsn:
+                self._lose()
             memory.cursor = memory.cursor if memory.lost else cursor
         self._spec_stored = state.last.spec if state else -1
         self.last_mark = await self._thread.run(lambda: next(writer.reader.marks(), None))
         self._writer, self.fenced = writer, False
         self.error = None
+
+    def _lose(self) -> None:
+        """The log goes on behind what the target has, and no bitmap tells what was between."""
+        self.memory.lost, self.memory.tracked, self.memory.delta = True, False, []
 
     def _check_fence(self, state: RepositoryState) -> None:
         """Conflict if another primary has written: one of a later epoch, or any since this leg's last commit."""
@@ -400,6 +416,10 @@ class Shipper:
         if waiting:
             again = any(member.ready for member in waiting)
             self.data_state = DataState.FULL_RESYNC if again else DataState.INITIAL_SYNC
+            if self.memory.delta and all(
+                ordinal in self.memory.delta for ordinal in infos if not members[ordinal].is_ready
+            ):
+                self.data_state = DataState.DELTA_RESYNC
         elif self.lag_seconds > self.spec.rpo.seconds:
             self.data_state = DataState.BACKLOG
         else:
@@ -415,7 +435,7 @@ class Shipper:
                 raise
             piece = None
         if piece is None or self.memory.cursor < self.group.spool.released_lsn:
-            self.memory.lost = True  # the spool could not wait: what was read may have been overwritten meanwhile
+            self._lose()  # the spool could not wait: what was read may have been overwritten meanwhile
             return
         members = self._members()
         for ordinal, info in self.group.member_infos().items():
@@ -577,11 +597,14 @@ class Shipper:
             current = member.content == info.content
             if info.source is None or (current and member.is_ready) or self._by_log(member, info):
                 continue
+            dirty = self.group.tracking.ranges(self.name, ordinal) if ordinal in self.memory.delta and current else None
+            if ordinal in self.memory.delta and dirty is None:
+                self.memory.delta.remove(ordinal)  # it changed unseen, or its bitmap is gone: all of it is sent
+                current = False
             resumes = current and info.kind == "volume" and member.seed_position is not None
             position = member.seed_position or 0 if resumes else 0
-            return Seeding(
-                ordinal, info.source, position, info.content, lambda: self.group.spool.head_lsn, self.group.stamp
-            )
+            head_lsn = lambda: self.group.spool.head_lsn  # noqa: E731
+            return Seeding(ordinal, info.source, position, info.content, head_lsn, self.group.stamp, dirty)
         return None
 
     async def _seed_piece(self) -> bool:
@@ -616,7 +639,17 @@ class Shipper:
         await self._thread.run(self._commit, members=members, add=[ref for _, refs in arrived for ref in refs])
         if arrived[-1][0].ready_lsn is not None:
             await self._abandon_seed()
+            await self._delta_done(seeding.ordinal)
         return True
+
+    async def _delta_done(self, ordinal: int) -> None:
+        """A volume is whole at the target, so what was dirty of it is not any more."""
+        if ordinal in self.memory.delta:
+            self.memory.delta.remove(ordinal)
+            await self.group.tracking.done(self.name, ordinal)
+        if self.memory.tracked and not self.memory.lost and not self.memory.delta:
+            self.memory.tracked = False
+            await self.group.tracking.end(self.name)
 
     async def _abandon_seed(self) -> None:
         """End a seed; one that is not whole begins again later, or resumes where the last commit left it."""
@@ -635,19 +668,34 @@ class Shipper:
         return (self._put(piece.rows, [], SegmentKind.FILL, piece.from_lsn, piece.to_lsn, (stamp, stamp)),)
 
     async def _begin_resync(self) -> None:
-        """The log between the target's cursor and now is gone: it goes on from now, and every member is seeded anew."""
-        head = self.group.spool.durable_lsn
+        """The log between the target's cursor and now is gone: it goes on from now. Of members that the target has whole
+        but for what their bitmaps tell, that is sent; every other one is seeded anew."""
         await self._abandon_seed()
-        self._log_from = head
+        self._log_from = self.resync_lsn = head = self.group.spool.durable_lsn
+        before = self._members()
+        self.memory.delta = [ordinal for ordinal in before if self._lacks_little(ordinal, before[ordinal])]
+        await self.group.record()
         members = {
             ordinal: member.reseeding(head, member.content)
             if member.ready or member.seed_position is not None
             else member
-            for ordinal, member in self._members().items()
+            for ordinal, member in before.items()
         }
         await self._thread.run(self._commit, members=members, cursor=head)
-        # Nothing held the spool for this leg meanwhile.
-        self.memory.cursor, self.memory.lost = head, head < self.group.spool.released_lsn
+        self.memory.cursor, self.memory.lost, self.resync_lsn = head, False, None
+        self.group.tracking.pause(self.name)
+        self._judge()
+
+    def _lacks_little(self, ordinal: int, member: MemberState) -> bool:
+        """The target had it whole at its cursor, or all but what an earlier resync had not brought yet."""
+        info = self.group.member_infos().get(ordinal)
+        return (
+            info is not None
+            and self.memory.tracked
+            and (member.is_ready or ordinal in self.memory.delta)
+            and member.content == info.content
+            and self.group.tracking.ranges(self.name, ordinal) is not None
+        )
 
     async def _compact(self) -> bool:
         writer, loop = self._writer, asyncio.get_running_loop()

@@ -157,6 +157,8 @@ class Volume:
         self.bypass = False
         self.bypassing: Callable[[], None] = lambda: None
         """Called once the file has all that the journal held, before the first change that the journal will not have."""
+        self.note: Callable[[Sequence[Change]], None] = lambda _: None
+        """Called with every batch once it is journalled."""
         self.commits: Commits = LocalCommits(spool)
         self._stopped = False
         self.backpressure = False
@@ -275,6 +277,7 @@ class Volume:
             self._check()
             self._write_through(changes)
             return
+        self.note(changes)
         now = self._last_submit = self._loop.time()
         for lsn, (kind_number, _, _, offset, length, _) in zip(lsns, entries, strict=True):
             self._enter(_Pending(lsn, kind_number, offset, length, lsn + HEADER_BYTES, now))
