@@ -221,7 +221,7 @@ def test_a_flipped_byte_is_found_named_and_never_served(site: LiveSite, part: st
         assert path.name in told.stdout
         assert f"{first} to " in told.stdout
         assert "from another target" in told.stderr
-        assert_never_served(site, "tag:second", expected(1, 2))
+        assert_never_served(site, ids["second"], expected(1, 2))
         with site.mounted("shop", "tag:first") as mount:
             assert contents(mount.members["disk"]) == expected(1)
         to = site.folder / f"restored-{part}.raw"
@@ -271,7 +271,10 @@ def test_lost_and_cut_segments_and_other_damaged_objects_are_found(site: LiveSit
                 path.write_bytes(left)
             (finding,) = verify(site, 20)["findings"]
             assert finding["object"].endswith(path.name)
-            assert path.name in site.dpac("mount", "shop", "--at", "tag:second", status=20).stderr
+            # Control may have read its index before: then it knows the checkpoint, and that what it needs is lost.
+            refused = site.dpac("mount", "shop", "--at", "tag:second", status=None)
+            assert refused.returncode in (20, 21)
+            assert path.name in refused.stderr
     finally:
         path.write_bytes(whole)
     for pattern, name in (

@@ -263,6 +263,7 @@ def test_latest_is_the_newest_checkpoint_that_no_known_damage_hurts(repository: 
     """The newest segment's index is lost, which hides its checkpoints; the segment before it is damaged: both are passed over."""
     refs = repository.reader().refs()
     lost, hurt = refs[-1], refs[-2]
+    sound = repository.store.objects[lost.name]
     for ref, at in ((lost, lost.bytes - 80), (hurt, 300)):
         damaged = bytearray(repository.store.objects[ref.name])
         damaged[at] ^= 1
@@ -279,7 +280,11 @@ def test_latest_is_the_newest_checkpoint_that_no_known_damage_hurts(repository: 
     assert hurt.marks is not None
     assert passed_over.sequence == hurt.marks.last_sequence
     assert target.resolve(passed_over.id, found.findings) == (passed_over, None)
-    with pytest.raises(Unrecoverable, match="by its id"):
+    with pytest.raises(Corruption, match=lost.name):
         target.resolve("latest", [Finding(lost.name, "", [EVERY_CHECKPOINT])])
+    repository.store.objects[lost.name] = sound
+    target = TargetRepository(repository.reader(), repository.keyring.check_stored)
+    with pytest.raises(Unrecoverable, match="by its id"):
+        target.resolve("latest", [Finding(hurt.name, "", [EVERY_CHECKPOINT])])
     assert target.needs(hurt.name)
     assert not target.needs("s/merged-away")

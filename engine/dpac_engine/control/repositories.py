@@ -121,12 +121,19 @@ class TargetRepository:
             return self._reader.resolve(selector), None
         self._reader.check_end(selector)
         passed_over: list[Mark] = []
+        hidden: list[Corruption] = []
 
         def sound() -> Iterator[Mark]:
             damaged = {found.object for found in damages}
             for ref in reversed(self._reader.ranges()):
                 if worth_opening(selector)(ref):
-                    marks = self._marks_in(ref) if ref.name in damaged else self._reader.exact_marks(ref)
+                    try:
+                        marks = self._reader.exact_marks(ref)
+                    except Corruption as error:
+                        if ref.name not in damaged:
+                            raise
+                        hidden.append(error)
+                        continue
                     for mark in reversed(marks):
                         if not is_hurt(damages, mark.sequence):
                             yield mark
@@ -136,10 +143,13 @@ class TargetRepository:
         try:
             return select(sound(), selector), passed_over[0] if passed_over else None
         except Unrecoverable:
+            if hidden:  # it may be among the checkpoints that cannot even be listed
+                raise hidden[0] from None
             if not passed_over:
                 raise
+            first = next(found.object for found in damages if is_hurt([found], passed_over[0].sequence))
             raise Unrecoverable(
-                f"Every checkpoint that satisfies {selector!r} needs damaged objects (`dpac verify`). Name one by its id, "
+                f"Every checkpoint that satisfies {selector!r} needs damaged objects, such as {first} (`dpac verify`). Name one by its id, "
                 f"such as {passed_over[0].id}, to get what of it is not damaged."
             ) from None
 
