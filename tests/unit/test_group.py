@@ -449,6 +449,25 @@ def test_a_leg_that_the_spool_cannot_wait_for_is_seeded_anew(tmp_path: Path) -> 
     run(tmp_path, story)
 
 
+def test_every_change_at_a_target_is_in_a_checkpoint_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leg that has shipped a change has shipped a mark behind it, however long the next regular one takes."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        await shipped(group, tag="before")
+        monkeypatch.setattr(group_module, "MARK_SECONDS", 3600.0)
+        await asyncio.sleep(0.05)  # the regular mark that was due by then
+        for number in range(3):
+            write(group, number * 4096, bytes([number + 1]) * 4096)
+            head_lsn = group.spool.head_lsn
+            await until(lambda head_lsn=head_lsn: group.legs["copies"].memory.cursor >= head_lsn)
+            assert site.disk_at()[number * 4096] == number + 1
+
+    run(tmp_path, story)
+
+
 def test_a_new_leg_of_a_group_at_work_is_seeded(tmp_path: Path) -> None:
     """Volume and directory, both written before and after the leg came, are whole at the new target."""
 

@@ -435,6 +435,13 @@ class Group:
     def _names(self) -> dict[int, str]:
         return {ordinal: member.name for ordinal, member in self.members.items()}
 
+    async def mark_changes(self) -> None:
+        """See `shipper.GroupView.mark_changes`."""
+        if self.spool.head_lsn > self._marked_lsn:
+            self.mark()
+        with contextlib.suppress(DpacError):
+            await self._wait_durable()
+
     async def ship(self) -> None:
         """See `runtime.Runtime.ship`."""
         await self._wait_durable()

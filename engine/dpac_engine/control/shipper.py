@@ -103,6 +103,9 @@ class GroupView(Protocol):
     def oldest_change_ns(self, since_lsn: int) -> int | None:
         """Stamp of the oldest change at or after an LSN; None if there are only marks."""
 
+    async def mark_changes(self) -> None:
+        """Mark the group if anything changed since its newest mark; returns once that mark is durable, or cannot be."""
+
     def stamp(self) -> int:
         """Hybrid time, nanoseconds."""
 
@@ -428,6 +431,8 @@ class Shipper:
     # ------------------------------------------------------------------ log
 
     async def _ship_log(self) -> None:
+        # A change that no mark follows is at the target and in no checkpoint there.
+        await self.group.mark_changes()
         try:
             piece = await self._thread.run(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
         except (KeyError, Corruption):
