@@ -25,6 +25,7 @@ class Ready(Component):
     """Waits until a group is seeded or protected, so that what depends on this starts with its data safe.
 
     If the time runs out the update fails and says what is missing; the group stays declared, and the next update waits on.
+    It fails after a minute while a target waits for a person: not mounted, access denied, or unfit.
     """
 
     def __init__(

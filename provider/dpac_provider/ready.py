@@ -12,7 +12,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from dpac_api.client import Client
-from dpac_api.errors import NotFound, Temporary, TimedOut
+from dpac_api.errors import DpacError, NotFound, Temporary, TimedOut
 from dpac_api.models import Group, GroupStatus
 from dpac_provider import session
 from dpac_provider.act import ActHandler
@@ -21,6 +21,10 @@ from dpac_provider.inputs import ReadyInputs
 from dpac_provider.values import Properties
 
 POLL_SECONDS = 0.5
+PERMANENT = ("TargetMissing", "TargetDenied", "TargetUnfit")
+"""Conditions that wait for a person: nobody is served by waiting out the whole timeout for them."""
+PERMANENT_SECONDS = 60.0
+"""Such a condition may hold for so long first: a mount or a bucket's policy of the same update may be about to come."""
 
 
 class ReadyHandler(ActHandler[ReadyInputs]):
@@ -61,18 +65,36 @@ class ReadyHandler(ActHandler[ReadyInputs]):
 
     def _await(self, client: Client, wanted: ReadyInputs) -> Group:
         deadline = self._monotonic() + wanted.timeout.seconds
-        group, status, trouble = None, None, ""
+        group, status, trouble, held_since = None, None, "", None
         while True:
             try:
                 group = client.group(wanted.group)
                 status, trouble = client.group_status(wanted.group), ""
                 if status.observed_generation >= group.generation and getattr(status, wanted.until):
                     return group
+                if not any(held.type in PERMANENT for held in status.conditions):
+                    held_since = None
+                elif held_since is None:
+                    held_since = self._monotonic()
+                elif self._monotonic() - held_since >= PERMANENT_SECONDS:
+                    raise DpacError(_what_is_permanent(wanted, status))
             except Temporary as error:
                 trouble = error.message
             if self._monotonic() >= deadline:
                 raise TimedOut(_what_is_missing(wanted, group, status, trouble))
             self._sleep(POLL_SECONDS)
+
+
+def _what_is_permanent(wanted: ReadyInputs, status: GroupStatus) -> str:
+    why = "; ".join(
+        f"{held.type} ({held.subject}): {held.message.rstrip('.')}"
+        for held in status.conditions
+        if held.type in PERMANENT
+    )
+    return (
+        f"Group {wanted.group!r} will not be {wanted.until} by waiting: {why}. The group is declared and goes on; put that right, and "
+        "run `pulumi up` again."
+    )
 
 
 def _what_is_missing(wanted: ReadyInputs, group: Group | None, status: GroupStatus | None, trouble: str) -> str:

@@ -23,6 +23,7 @@ from dpac_engine.control import shipper as shipper_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
+from dpac_engine.core import sealing
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.ports import TailStore, TargetMissing
@@ -309,6 +310,28 @@ def test_a_killed_group_loses_nothing_and_ships_on(tmp_path: Path, seed: int) ->
                 await protected(group)
                 assert site.disk_at() == device
             await site.kill(group)
+
+    run(tmp_path, story)
+
+
+def test_an_idle_group_ships_its_checkpoints_and_its_spool_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written, and yet the newest checkpoint at the target is never old."""
+    monkeypatch.setattr(sealing, "MARKS_SECONDS", 2)
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        leg = group.legs["copies"]
+        for _ in range(2):
+            assert leg.last_mark is not None
+            known, begun, cursor = leg.last_mark.sequence, leg.last_mark.stamp_ns, leg.memory.cursor
+            await until(lambda: leg.last_mark.sequence > known)  # type: ignore[union-attr]  # noqa: B023
+            assert group.stamp() - begun >= 2 * 10**9  # together, and not one by one
+            assert site.reader().resolve("latest").sequence == leg.last_mark.sequence
+            assert leg.memory.cursor > cursor
 
     run(tmp_path, story)
 

@@ -412,6 +412,25 @@ def test_ready_says_what_is_missing_when_its_time_is_over(
         ready.create(_checked(ready, {"group": "shop", "timeout": "2m"}))
 
 
+@pytest.mark.parametrize("kind", ["TargetMissing", "TargetDenied", "TargetUnfit"])
+def test_ready_does_not_wait_long_for_what_only_a_person_can_mend(
+    group: GroupHandler, site: FakeSite, connect: Connect, clock: Clock, kind: str
+) -> None:
+    """A minute, in case the same update mends it; then it fails with that condition. One that comes and goes is waited out."""
+    group.create(_checked(group, GROUP))
+    site.protected = False
+    unmounted = Condition(type=kind, subject="leg/copies", message="Mount /backup.", since="2026-01-01T00:00:00Z")  # type: ignore[arg-type]
+    site.conditions = [unmounted]
+    clock.at = {30: lambda: site.conditions.clear(), 31: lambda: site.conditions.append(unmounted)}
+    ready = _ready(connect, clock)
+    with pytest.raises(
+        DpacError, match=rf"by waiting: {kind} \(leg/copies\): Mount /backup\. The group is declared"
+    ) as caught:
+        ready.create(_checked(ready, {"group": "shop", "timeout": "1h"}))
+    assert not isinstance(caught.value, TimedOut)
+    assert 90 <= clock.now < 100
+
+
 def test_ready_of_a_group_that_is_not_there_fails_at_once(connect: Connect, clock: Clock) -> None:
     """There is nothing to wait for."""
     ready = _ready(connect, clock)

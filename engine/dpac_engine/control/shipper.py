@@ -388,7 +388,8 @@ class Shipper:
         redeclared = self.group.spec_number != self._spec_stored
         if cursor < self._forced_to_lsn or self.repository is None or redeclared or self._unmarked():
             return 0.0
-        return sealing.due_in_seconds(durable - cursor, self._oldest_age_seconds(), self.spec.rpo.seconds)
+        unshipped = max(0, self.group.stamp() - self.last_mark.stamp_ns) / 1e9 if self.last_mark else None
+        return sealing.due_in_seconds(durable - cursor, self._oldest_age_seconds(), unshipped, self.spec.rpo.seconds)
 
     def _oldest_age_seconds(self, since_lsn: int | None = None) -> float | None:
         oldest = self.group.oldest_change_ns(self.memory.cursor if since_lsn is None else since_lsn)
