@@ -82,6 +82,8 @@ class Retention:
     """Months of which one checkpoint is kept."""
     yearly: pulumi.Input[int] | None = None
     """Years of which one checkpoint is kept."""
+    keep_good: pulumi.Input[int] | None = None
+    """Application-consistent checkpoints that are kept whatever their age (1); for want of those, the newest of any kind."""
     tagged: pulumi.Input[str] | None = None
     """How long a tagged checkpoint is kept, such as `30d` (the default)."""
 

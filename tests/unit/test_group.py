@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -894,6 +895,16 @@ def test_a_history_that_does_not_fit_is_shown(tmp_path: Path, seed: int) -> None
             await shipped(group, tag=f"t{number}")
         await until(lambda: group.status().sla_state == SlaState.HISTORY_NOT_MET)
         assert group.status().protected
+        (told,) = group.status().conditions
+        assert (told.type, told.subject, told.severity) == ("HistoryNotMet", "leg/copies", "warning")
+        assert re.match(
+            r"Target copies keeps every checkpoint of the last \d+m?s only, and 1d were asked for; .* takes \d+[MGT]iB there\. "
+            r"size_max \(64KiB\) is too small for that: raise it to \d+[MGT]iB, or ask for less `history`\.",
+            told.message,
+        )
+        newest = group.status().legs["copies"].latest_checkpoint
+        assert newest is not None
+        assert site.reader().resolve(newest)
 
     run(tmp_path, story)
 

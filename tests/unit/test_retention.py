@@ -8,7 +8,7 @@ from dpac_api.models import JournalSpec, RetentionSpec
 from dpac_api.quantities import Duration, Size
 from dpac_engine.core.checkpoints import Mark, MarkBody
 from dpac_engine.core.manifest import MarkRange, SegmentRef
-from dpac_engine.core.retention import MERGE_SEGMENTS_MIN, horizon, is_short, keep, plan
+from dpac_engine.core.retention import MERGE_SEGMENTS_MIN, horizon, keep, plan, shortfall
 from dpac_engine.core.segment import SegmentKind
 
 NOW = datetime(2026, 3, 15, 12, tzinfo=UTC)
@@ -78,12 +78,12 @@ def test_the_history_ends_by_age_or_earlier_by_size() -> None:
     """By size it is short, and says so."""
     journal = JournalSpec(history=Duration.parse("1h"), size_max=Size.parse("64MiB"))
     fits = [ref(at, 2000 - at, size=MIB) for at in range(64)]
-    assert horizon(fits, journal, NOW_NS) == (NOW_NS - 3600 * 10**9, False)
+    assert horizon(fits, journal, NOW_NS) == (NOW_NS - 3600 * 10**9, False, False)
     too_much = [ref(at, 2000 - at, size=MIB) for at in range(100)]
     end = horizon(too_much, journal, NOW_NS)
     assert end.short
     assert end.stamp_ns == too_much[48].stamp_to  # four fifths of the limit stay, so that a merge pays
-    assert is_short(too_much, journal, NOW_NS)
+    assert shortfall(too_much, journal, NOW_NS)
     merged = [ref(at, 2000 - at, size=MIB, kind=SegmentKind.MERGED) for at in range(100)]
     assert not horizon(merged, journal, NOW_NS).short
 
@@ -92,9 +92,9 @@ def test_history_that_size_cost_is_told_until_it_would_have_aged_out() -> None:
     """After a merge for size the limit holds again, and the history is short all the same."""
     journal = JournalSpec(history=Duration.parse("1h"), size_max=Size.parse("64MiB"))
     young = [ref(1, 600, size=MIB, kind=SegmentKind.MERGED), ref(2, 500, size=MIB)]
-    assert is_short(young, journal, NOW_NS)
+    assert shortfall(young, journal, NOW_NS)
     aged = [ref(1, 3700, size=MIB, kind=SegmentKind.MERGED), ref(2, 500, size=MIB)]
-    assert not is_short(aged, journal, NOW_NS)
+    assert not shortfall(aged, journal, NOW_NS)
 
 
 def test_merging_waits_until_it_is_worth_it() -> None:

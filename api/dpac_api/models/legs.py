@@ -14,7 +14,7 @@ class RetentionSpec(Model):
     """How checkpoints thin out at a target once they are older than the journal's history.
 
     Each count keeps the newest checkpoint of that many calendar periods (UTC). Tagged checkpoints
-    keep for `tagged`. All of them together are what the target still holds.
+    keep for `tagged`, held ones until they are released. All of them together are what the target still holds.
     """
 
     hourly: int = Field(default=0, ge=0, le=10_000, description="Hours of which one checkpoint is kept.")
@@ -22,6 +22,13 @@ class RetentionSpec(Model):
     weekly: int = Field(default=0, ge=0, le=1_000, description="ISO weeks of which one checkpoint is kept.")
     monthly: int = Field(default=0, ge=0, le=1_000, description="Months of which one checkpoint is kept.")
     yearly: int = Field(default=0, ge=0, le=100, description="Years of which one checkpoint is kept.")
+    keep_good: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Application-consistent checkpoints that are kept whatever their age, the newest ones; for want of those, the "
+        "newest of any kind.",
+    )
     tagged: Annotated[Duration, bounded("0s", "36500d")] = Field(
         default=Duration("30d"), description="How long a tagged checkpoint is kept."
     )

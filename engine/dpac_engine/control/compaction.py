@@ -12,7 +12,7 @@ from dpac_engine.control.shipper import Commit
 from dpac_engine.core import levels, retention
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.levels import Join
-from dpac_engine.core.manifest import COMPLETE_EVERY, SegmentRef, manifest_key
+from dpac_engine.core.manifest import COMPLETE_EVERY, SegmentRef, held_lsns, manifest_key
 from dpac_engine.core.merge import Kept, merged_rows
 from dpac_engine.core.records import Kind
 from dpac_engine.core.retention import Merge
@@ -41,7 +41,12 @@ class Compaction:
         reader = writer.reader
         try:
             merge = self._may_merge and retention.plan(
-                reader.refs(), reader.exact_marks, self._journal, self._leg.retention, now_ns
+                reader.refs(),
+                reader.exact_marks,
+                self._journal,
+                self._leg.retention,
+                now_ns,
+                held_lsns(reader.state, now_ns),
             )
             if merge:
                 self._merge(writer, commit, merge)
@@ -133,6 +138,7 @@ class Compaction:
         lsns: tuple[int, int],
     ) -> SegmentRef:
         refs = [segment.ref for segment in segments]
+        told = [ref for ref in refs if ref.kind != SegmentKind.FILL] or refs  # a seed's stamps are when it was sent
         return writer.put_segment(
             rows,
             marks,
@@ -141,7 +147,7 @@ class Compaction:
             epoch=max(ref.epoch for ref in refs),
             lsn_from=lsns[0],
             lsn_to=lsns[1] + 1,
-            stamps=(min(ref.stamp_from for ref in refs), max(ref.stamp_to for ref in refs)),
+            stamps=(min(ref.stamp_from for ref in told), max(ref.stamp_to for ref in told)),
             membership_version=max(segment.reader.header.membership_version for segment in segments),
             compression_level=self._leg.compression_level,
             level=1,

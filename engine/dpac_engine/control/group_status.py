@@ -13,10 +13,12 @@ from dpac_api.models import (
     Cut,
     DataState,
     GroupStatus,
+    JournalSpec,
     LegStatus,
     SlaState,
     TargetTraffic,
 )
+from dpac_api.quantities import Duration, Size
 from dpac_engine.control.member import Replaced
 from dpac_engine.control.moments import moment
 from dpac_engine.control.shipper import Shipper
@@ -24,6 +26,7 @@ from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.core import retention
 from dpac_engine.core.checkpoints import CutBody, Mark
 from dpac_engine.core.ports import TargetMissing
+from dpac_engine.core.retention import Shortfall
 from dpac_engine.core.sync import Phase
 
 if TYPE_CHECKING:
@@ -93,7 +96,11 @@ def of(group: Group) -> GroupStatus:
         data_state=DataState.STALLED
         if group.journal_error
         else max((leg.data_state for leg in legs.values()), key=_WORST.index, default=DataState.CONTINUOUS),
-        sla_state=SlaState.RPO_NOT_MET if late or group.journal_error else _history(group),
+        sla_state=SlaState.RPO_NOT_MET
+        if late or group.journal_error
+        else SlaState.HISTORY_NOT_MET
+        if any(_shortfall(group, leg) for leg in group.legs.values())
+        else SlaState.MEETING,
         protected=seeded and copied and attached and pledged and not late and not group.journal_error,
         seeded=seeded,
         checkpoint_sequence=group.state.sequence,
@@ -108,14 +115,30 @@ def of(group: Group) -> GroupStatus:
     )
 
 
-def _history(group: Group) -> SlaState:
-    """Whether every target keeps the history that was asked for: what it may take can make it shorter."""
-    journal, now_ns = group.assignment.spec.journal, group.aging_ns()
-    for leg in group.legs.values():
-        state = leg.repository
-        if state is not None and now_ns is not None and retention.is_short(state.segments.values(), journal, now_ns):
-            return SlaState.HISTORY_NOT_MET
-    return SlaState.MEETING
+def _shortfall(group: Group, leg: Shipper) -> Shortfall | None:
+    """What the target lacks of the history that was asked for, because of what it may take."""
+    state, now_ns = leg.repository, group.aging_ns()
+    if state is None or now_ns is None:
+        return None
+    return retention.shortfall(state.segments.values(), group.assignment.spec.journal, now_ns)
+
+
+def _history_told(leg: Shipper, journal: JournalSpec, found: Shortfall) -> str:
+    kept = Duration.of_milliseconds(int(found.kept_seconds) * 1000)
+    told = (
+        f"Target {leg.spec.target} keeps every checkpoint of the last {kept} only, and {journal.history} were asked for; what is "
+        f"older is thinned as the leg's retention says. At the present rate a day of changes takes {_mib(found.day_bytes)} there. "
+    )
+    if found.fits:
+        return f"{told}size_max ({journal.size_max}) is enough for that: the history grows back by itself."
+    return (
+        f"{told}size_max ({journal.size_max}) is too small for that: raise it to {_mib(found.size_needed_bytes)}, or ask for less "
+        "`history`."
+    )
+
+
+def _mib(count: int) -> Size:
+    return Size.of_bytes(-(-count // 2**20) * 2**20)
 
 
 def _seeded(group: Group, ordinal: int) -> bool:
@@ -249,6 +272,9 @@ def _conditions(group: Group) -> Iterator[Condition]:
         if leg.error is not None:
             kind = next(name for error, name in _TARGET_CONDITIONS.items() if isinstance(leg.error, error))
             yield condition(kind, f"leg/{leg.name}", leg.error.message)
+        if (found := _shortfall(group, leg)) is not None:
+            told = _history_told(leg, group.assignment.spec.journal, found)
+            yield condition("HistoryNotMet", f"leg/{leg.name}", told, "warning")
         if leg.data_state in (DataState.BITMAP_TRACKING, DataState.DELTA_RESYNC):
             yield condition(
                 leg.data_state.value,

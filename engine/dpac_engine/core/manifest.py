@@ -66,6 +66,23 @@ class SegmentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     marks: MarkRange | None = None
 
 
+class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A checkpoint that stays until somebody releases it, whatever retention and size limits say."""
+
+    checkpoint: str
+    """Its id."""
+    lsn: int
+    since: int
+    """Stamp at which it was held."""
+    until: int = 0
+    """Stamp at which it is released by itself; 0: never."""
+    reason: str = ""
+
+    def is_active(self, now_ns: int) -> bool:
+        """Whether it holds then."""
+        return not self.until or now_ns < self.until
+
+
 class MemberState(msgspec.Struct, frozen=True, omit_defaults=True):
     """A member at this repository."""
 
@@ -140,6 +157,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """There may be tails (`core/tail.py`): the log goes on behind the cursor."""
     sync_lost: int = 0
     """A sync leg's stamp since when its primary acknowledges without this target; 0: it does not."""
+    holds: list[Hold] = []
+    """Every checkpoint that is held here."""
 
     @property
     def key(self) -> str:
@@ -263,6 +282,11 @@ class RepositoryState(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(
             manifest, complete=True, add=list(after.segments.values()), drop=[], dropped=dropped
         )
+
+
+def held_lsns(state: RepositoryState | None, now_ns: int) -> set[int]:
+    """LSNs of the checkpoints that are held."""
+    return {hold.lsn for hold in state.last.holds if hold.is_active(now_ns)} if state else set()
 
 
 def step(state: RepositoryState | None, manifest: Manifest) -> RepositoryState:

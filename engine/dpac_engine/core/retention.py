@@ -1,13 +1,13 @@
 """Retention: which checkpoints a target keeps, by age and by size, and which segments are merged for it.
 
 Within the history every checkpoint stays. Of what is older, those stay that `RetentionSpec` counts (the newest of
-each hour, day, week, month, year; tagged ones for their time), and always the newest one, at the boundary. Whatever lies
-between two kept checkpoints is merged. Pure: plans are data.
+each hour, day, week, month, year; tagged ones for their time; so many good ones), those that are held, and always the newest
+one, at the boundary. Whatever lies between two kept checkpoints is merged. Pure: plans are data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -23,14 +23,33 @@ MERGE_FRACTION_MIN = 0.25
 
 
 SIZE_FRACTION_LEFT = 0.8
-"""Merging for size goes down to this share of the limit."""
+"""Where the history that is asked for does not fit, merging goes down to this share of the limit."""
+SIZE_FRACTION_MAX = 0.95
+"""The history fits if it takes at most this share of the limit: in the rest, what has aged out waits until merging it pays."""
+DAY_NS = 86_400 * 10**9
+MIB = 2**20
 
 
 class Horizon(NamedTuple):
-    """Where the history ends: every checkpoint after `stamp_ns` stays. `short`: size alone made it later than asked."""
+    """Where the history ends: every checkpoint after `stamp_ns` stays."""
 
     stamp_ns: int
     short: bool
+    """Size alone made it later than asked."""
+    full: bool
+    """The log takes more than it may: what is past the horizon is merged at once."""
+
+
+class Shortfall(NamedTuple):
+    """How much of the history that was asked for is there, and what would do."""
+
+    kept_seconds: float
+    day_bytes: int
+    """What a day of changes takes at the target, by the log that is there."""
+    fits: bool
+    """By that, the limit is large enough by now: the history grows back."""
+    size_needed_bytes: int
+    """The size limit with which the history would fit, rounded up."""
 
 
 class Merge(NamedTuple):
@@ -46,26 +65,41 @@ class Merge(NamedTuple):
 def horizon(refs: Iterable[SegmentRef], journal: JournalSpec, now_ns: int) -> Horizon:
     """Where the history ends, by age and by what its log segments take.
 
-    Over the size limit it ends at `SIZE_FRACTION_LEFT` of it, so that the next merge is not due with the next segment.
+    Where the history alone takes more than its share of the limit it ends at `SIZE_FRACTION_LEFT` of it, so that the next
+    merge is not due with the next segment.
     """
-    by_age = _by_age(journal, now_ns)
-    logs = sorted((ref for ref in refs if ref.kind == SegmentKind.LOG), key=lambda ref: ref.lsn_to, reverse=True)
-    limit, total, by_size = journal.size_max.bytes, 0, by_age
-    if sum(ref.bytes for ref in logs) > limit:
-        for ref in logs:
-            total += ref.bytes
-            if total > SIZE_FRACTION_LEFT * limit:
-                by_size = max(by_size, ref.stamp_to)
-                break
-    return Horizon(max(by_age, by_size), by_size > by_age)
+    by_age, limit = _by_age(journal, now_ns), journal.size_max.bytes
+    logs = sorted(_logs(refs), key=lambda ref: ref.lsn_to, reverse=True)
+    full = sum(ref.bytes for ref in logs) > limit
+    wanted_bytes = sum(ref.bytes for ref in logs if ref.stamp_to >= by_age)
+    if not full or wanted_bytes <= SIZE_FRACTION_MAX * limit:
+        return Horizon(by_age, False, full)
+    total = 0
+    for ref in logs:
+        total += ref.bytes
+        if total > SIZE_FRACTION_LEFT * limit:
+            end = ref.stamp_to if total <= limit else ref.stamp_to + 1
+            return Horizon(max(by_age, end), end > by_age, full)
+    raise AssertionError("more than the limit is more than a share of it")
 
 
-def is_short(refs: Iterable[SegmentRef], journal: JournalSpec, now_ns: int) -> bool:
-    """Whether the size limit cost history that was asked for: something younger than it is merged already, or due."""
+def shortfall(refs: Iterable[SegmentRef], journal: JournalSpec, now_ns: int) -> Shortfall | None:
+    """What the size limit cost of the history that was asked for; None if nothing of it is merged already, or due."""
     refs = list(refs)
-    by_age = _by_age(journal, now_ns)
-    merged = any(ref.kind == SegmentKind.MERGED and ref.stamp_to > by_age for ref in refs)
-    return merged or horizon(refs, journal, now_ns).short
+    by_age, end = _by_age(journal, now_ns), horizon(refs, journal, now_ns)
+    merged = max((ref.stamp_to for ref in refs if ref.kind == SegmentKind.MERGED), default=0)
+    if merged <= by_age and not end.short:
+        return None
+    logs = _logs(refs)
+    span_ns = max(now_ns - min((ref.stamp_from for ref in logs), default=now_ns), 1)
+    day_bytes = sum(ref.bytes for ref in logs) * DAY_NS // span_ns
+    needed = int(day_bytes * journal.history.seconds / 86_400 / SIZE_FRACTION_MAX)
+    kept_ns = now_ns - max(merged, end.stamp_ns)
+    return Shortfall(max(0, kept_ns) / 1e9, day_bytes, needed <= journal.size_max.bytes, -(-needed // MIB) * MIB)
+
+
+def _logs(refs: Iterable[SegmentRef]) -> list[SegmentRef]:
+    return [ref for ref in refs if ref.kind == SegmentKind.LOG]
 
 
 def _by_age(journal: JournalSpec, now_ns: int) -> int:
@@ -78,8 +112,9 @@ def plan(
     journal: JournalSpec,
     retention: RetentionSpec,
     now_ns: int,
+    held: Collection[int] = (),
 ) -> Merge | None:
-    """What to merge now, or None. `refs`: live segments in LSN order; `marks_of` opens one."""
+    """What to merge now, or None. `refs`: live segments in LSN order; `marks_of` opens one; `held`: LSNs of held checkpoints."""
     end = horizon(refs, journal, now_ns)
     newest = max((ref.lsn_to for ref in refs if ref.kind == SegmentKind.LOG), default=0)
     old_logs = [
@@ -92,27 +127,34 @@ def plan(
     old_bytes = sum(ref.bytes for ref in old_logs)
     merged_bytes = sum(ref.bytes for ref in old if ref.kind == SegmentKind.MERGED)
     worth = len(old_logs) >= MERGE_SEGMENTS_MIN and old_bytes >= MERGE_FRACTION_MIN * merged_bytes
-    if not (worth or end.short):
+    if not (worth or end.full):
         return None
     marks = [mark for ref in old if ref.marks for mark in marks_of(ref)]
-    kept = keep(marks, retention, now_ns)
+    kept = keep(marks, retention, now_ns, held)
     return Merge(old, [mark.lsn for mark in kept], is_base=True)
 
 
-def keep(marks: Iterable[Mark], retention: RetentionSpec, now_ns: int) -> list[Mark]:
-    """The checkpoints to keep of those past the horizon, oldest first."""
+def keep(marks: Iterable[Mark], retention: RetentionSpec, now_ns: int, held: Collection[int] = ()) -> list[Mark]:
+    """The checkpoints to keep of those past the horizon, oldest first. `held`: LSNs of those that stay in any case."""
     ordered = sorted(marks, key=lambda mark: mark.lsn)
     if not ordered:
         return []
-    kept = {ordered[-1].lsn: ordered[-1]}
+    kept = {mark.lsn: mark for mark in [ordered[-1], *_good(ordered, retention.keep_good)]}
     for count, period in _periods(retention):
         for mark in _newest_of_each(ordered, period)[-count:] if count else []:
             kept[mark.lsn] = mark
     tagged_from = now_ns - int(retention.tagged.seconds * 1e9)
     for mark in ordered:
-        if mark.body.tags and mark.stamp_ns >= tagged_from:
+        if mark.lsn in held or (mark.body.tags and mark.stamp_ns >= tagged_from):
             kept[mark.lsn] = mark
     return [kept[lsn] for lsn in sorted(kept)]
+
+
+def _good(ordered: Sequence[Mark], count: int) -> list[Mark]:
+    """The newest application-consistent ones; for want of those, the newest."""
+    proven = [mark for mark in ordered if mark.body.app][-count:]
+    others = [mark for mark in ordered if not mark.body.app]
+    return [*proven, *others[max(0, len(others) - count + len(proven)) :]]
 
 
 _Period = Callable[[datetime], tuple[int, ...]]

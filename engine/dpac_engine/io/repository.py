@@ -17,7 +17,7 @@ from dpac_api.errors import Conflict, Corruption, DpacError, Invalid, NotFound, 
 from dpac_engine.core import checkpoints, manifest
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
-from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
+from dpac_engine.core.manifest import Hold, Manifest, MemberState, RepositoryState, SegmentRef
 from dpac_engine.core.ports import Clock, Store, TargetMissing
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import (
@@ -585,8 +585,12 @@ class RepositoryWriter:
         incarnation: int = 0,
         tails: bool = False,
         sync_lost: int = 0,
+        holds: Sequence[Hold] | None = None,
     ) -> RepositoryState:
-        """Create the next manifest: the sole commit. Conflict if another primary has written since."""
+        """Create the next manifest: the sole commit. Conflict if another primary has written since.
+
+        `holds`: every checkpoint that is held from now on; None: those that are.
+        """
         last = self.reader.state
         new = Manifest(
             format=manifest.FORMAT_VERSION,
@@ -608,6 +612,7 @@ class RepositoryWriter:
             incarnation=incarnation,
             tails=tails,
             sync_lost=sync_lost,
+            holds=list(holds) if holds is not None else last.last.holds if last else [],
         )
         if last and new.seq % manifest.COMPLETE_EVERY == 0:
             new = last.complete_manifest(new)
@@ -618,10 +623,43 @@ class RepositoryWriter:
         self.reader.state = manifest.step(last, new)
         return self.reader.state
 
+    def hold(self, hold: Hold) -> RepositoryState:
+        """Hold a checkpoint, or change why and for how long. Unrecoverable if it is not here, nor can come."""
+        state = self.reader.require_state()
+        if hold.lsn < max(state.cursor.values(), default=0):
+            self.reader.resolve(hold.checkpoint)
+        others = [held for held in state.last.holds if held.checkpoint != hold.checkpoint]
+        return self._commit_holds([*others, hold], hold.since)
+
+    def release(self, checkpoint: str) -> RepositoryState:
+        """Hold a checkpoint no longer; one that is not held is no error."""
+        state = self.reader.require_state()
+        others = [held for held in state.last.holds if held.checkpoint != checkpoint]
+        return self._commit_holds(others, self._clock.now_ns()) if len(others) < len(state.last.holds) else state
+
+    def _commit_holds(self, holds: Sequence[Hold], now_ns: int) -> RepositoryState:
+        """All but the holds is as the last manifest says."""
+        state = self.reader.require_state()
+        last = state.last
+        return self.commit(
+            epoch=last.epoch,
+            epochs=last.epochs,
+            cursor=last.cursor,
+            members=state.members,
+            membership_version=last.membership_version,
+            spec=last.spec,
+            log_from=last.log_from,
+            incarnation=last.incarnation,
+            tails=last.tails,
+            sync_lost=last.sync_lost,
+            holds=[hold for hold in holds if hold.is_active(now_ns)],
+        )
+
     def _settle(self, new: Manifest) -> None:
         # The number is taken. Ours, if a try that seemed to fail had succeeded; else another primary writes.
         taken = self.reader._manifest(new.key, new.repository)
-        same = taken.writer == new.writer and [ref.name for ref in taken.add] == [ref.name for ref in new.add]
+        same = (taken.writer, taken.holds) == (new.writer, new.holds)
+        same = same and [ref.name for ref in taken.add] == [ref.name for ref in new.add]
         if not same:
             raise _overtaken(taken, new.epoch)
 
