@@ -298,13 +298,15 @@ class Client:
         name: str,
         *,
         member: str,
-        to: str,
+        to: str | None = None,
         at: str = "latest",
         target: str | None = None,
         paths: Sequence[str] = (),
+        in_place: bool = False,
+        force_disconnect: bool = False,
         request_id: str | None = None,
     ) -> Operation:
-        """Begin to write one member, as it was at a checkpoint, to a new path; `wait` for it."""
+        """Begin to write one member, as it was at a checkpoint, to the new path `to`, or over what it holds now; `wait` for it."""
         body = _body(
             RestoreRequest,
             request_id=request_id or new_request_id(),
@@ -313,6 +315,8 @@ class Client:
             at=at,
             target=target,
             paths=list(paths),
+            in_place=in_place,
+            force_disconnect=force_disconnect,
         )
         return self._send(Operation, "POST", f"{_group(name)}/restores", body)
 

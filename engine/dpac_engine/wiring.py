@@ -166,7 +166,7 @@ def group_maker(
     def traffic(group_uid: str, target: TargetSpec) -> TargetTraffic:
         return meters.of(target.location, group_uid).read()
 
-    deps = GroupDeps(clock, executor, open_writer, compactor, directory, tails, traffic)
+    deps = GroupDeps(clock, executor, open_writer, compactor, directory, tails, reader_opener(keyring, meters), traffic)
     return lambda assignment: Group(assignment, site.group(assignment.group_uid), deps)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dpac_api.errors import Corruption, DpacError, NotFound, Unreachable, Unrecoverable
+from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unreachable, Unrecoverable
 from dpac_api.models import (
     Checkpoint,
     CheckpointRequest,
@@ -29,7 +29,7 @@ from dpac_engine.control.catalogue_groups import Host
 from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.plane import Deps
 from dpac_engine.control.recovery import MarkFilter, RangeView
-from dpac_engine.control.worker_api import WorkerMount
+from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, select
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange
@@ -69,12 +69,18 @@ class FakeWorker:
         self.escrow: list[str] = []
         """Fingerprints of the escrow keys that open what lies at every leg's target."""
         self.leg_message = ""
-        self.hold: asyncio.Event | None = None
+        self.hold_calls: asyncio.Event | None = None
+        self.repository: FakeRepository | None = None
+        """What its checkpoints are shipped to."""
+        self.held: dict[str, WorkerRewind] = {}
+        self.clients = 0
+        self.rewinds: list[WorkerRewind] = []
+        self.rewound = RewindProgress(state="done", done_bytes=512, total_bytes=512, bytes_written=512)
 
     async def _reach(self, call: str) -> None:
         self.calls.append(call)
-        if self.hold is not None:
-            await self.hold.wait()
+        if self.hold_calls is not None:
+            await self.hold_calls.wait()
         if self.down:
             raise Unreachable("Worker 0 does not answer.")
 
@@ -126,6 +132,8 @@ class FakeWorker:
     async def checkpoint(self, group_uid: str, request: CheckpointRequest) -> Checkpoint:
         await self._reach(f"checkpoint {group_uid}")
         self.sequence += 1
+        if self.repository is not None:  # it is shipped at once
+            self.repository.held.append(mark(self.sequence, tags=[request.tag] if request.tag else []))
         return Checkpoint(
             id=f"ck-1-{self.sequence}",
             time=datetime.fromtimestamp(NOW_NS / 1e9, UTC),
@@ -137,6 +145,26 @@ class FakeWorker:
 
     async def ship(self, group_uid: str) -> None:
         await self._reach(f"ship {group_uid}")
+
+    async def hold(self, request: WorkerRewind) -> None:
+        await self._reach(f"hold {request.member}")
+        if self.clients and not request.force_disconnect:
+            raise Conflict("1 client is connected. Nothing was changed.")
+        self.held[request.operation_id] = request
+
+    async def rewind(self, request: WorkerRewind) -> None:
+        await self._reach(f"rewind {request.member}")
+        self.rewinds.append(request)
+
+    async def rewind_progress(self, group_uid: str, operation_id: str) -> RewindProgress:
+        await self._reach(f"rewind_progress {operation_id}")
+        if operation_id not in self.held:
+            raise NotFound("The worker was restarted.")
+        return self.rewound
+
+    async def release(self, group_uid: str, operation_id: str) -> None:
+        await self._reach(f"release {operation_id}")
+        self.held.pop(operation_id, None)
 
     async def mount(self, request: WorkerMount) -> Mount:
         await self._reach(f"mount {request.mount_id}")
@@ -398,6 +426,7 @@ class World:
         found.held[-1] = replace_tags(found.held[-1], ["nightly"])
         found.members = {1: FakeMember("disk", "volume"), 2: FakeMember("orders", "directory")}
         found.volumes = {1: FakeVolume(2**20, {0: b"boot" * 128, 8192: b"data" * 128})}
+        self.worker.repository, self.worker.sequence = found, count
         found.trees = {2: FakeTree({b"orders.db": b"rows", b"note.txt": b"hello"})}
         return found
 

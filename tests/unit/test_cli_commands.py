@@ -189,7 +189,7 @@ def test_checkpoints_draw_a_timeline_and_list_the_newest(shell: Shell) -> None:
 def test_a_checkpoint_is_taken_with_its_tag(shell: Shell) -> None:
     """And told by id."""
     shell.declare()
-    assert "ck-1-1 at" in shell.run("checkpoint", "shop", "--tag", "before-migration", "--app")
+    assert "ck-1-6 at" in shell.run("checkpoint", "shop", "--tag", "before-migration", "--app")
     assert shell.json("operation", "list")["items"][0]["request"] == {"tag": "before-migration", "app": True}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpac_engine.core import manifest, retention
-from dpac_engine.core.difference import FileChange
+from dpac_engine.core.difference import FileChange, Run, differing_runs
 from tests.repositories.small import DISK, ORDERS, SIZE_BYTES, small_repository
 
 
@@ -44,3 +44,19 @@ def test_any_two_checkpoints_differ_by_exactly_what_is_told(tmp_path: Path, monk
         assert changed_files(before, after, ORDERS) == wanted
         if one == two:
             assert told == []
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "runs"),
+    [
+        (b"aaaabbbbcc", b"aaaabbbbcc", []),
+        (b"aaaabbbbcc", b"aaaaxbbbcc", [Run(4, 8, False)]),
+        (b"aaaabbbbcc", b"aaaabbbbcx", [Run(8, 10, False)]),
+        (b"aaaabbbbcc", bytes(10), [Run(0, 10, True)]),
+        (b"aaaabbbbccccdd", b"aaxa" + bytes(8) + b"dd", [Run(0, 4, False), Run(4, 12, True)]),
+        (bytes(8) + b"cccc", b"aaaabbbbcccc", [Run(0, 8, False)]),
+    ],
+)
+def test_two_buffers_differ_in_runs_of_blocks(now: bytes, then: bytes, runs: list[Run]) -> None:
+    """Neighbours are joined, zeroes apart from bytes, and a short last block counts."""
+    assert differing_runs(now, then, 4) == runs

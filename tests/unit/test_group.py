@@ -153,7 +153,10 @@ class Site:
         def open_tails(assignment: WorkerAssignment, target: TargetSpec) -> TailStore:
             raise AssertionError("no leg of these groups is sync")
 
-        deps = GroupDeps(SystemClock(), self.executor, open_writer, compactor, directory, open_tails)
+        def open_reader(group_uid: str, target: TargetSpec) -> RepositoryReader:
+            return RepositoryReader(self.targets[target.path[1:]], UID, lambda _: KEY)
+
+        deps = GroupDeps(SystemClock(), self.executor, open_writer, compactor, directory, open_tails, open_reader)
         self.groups.append(Group(self.assignment(**changes), self.folder, deps))
         return self.groups[-1]
 

@@ -14,13 +14,14 @@ from fastapi.testclient import TestClient
 
 from dpac_api.errors import Corruption, Invalid, Temporary, Unreachable
 from dpac_api.models import DrillReport, OperationStep
-from dpac_engine.control import drill_report, operations
+from dpac_engine.control import drill_report, operations, restore_in_place
 from dpac_engine.control.catalogue import Catalogue, utc
 from dpac_engine.control.catalogue_operations import add_operation, note_step
 from dpac_engine.control.export_probe import greet
 from dpac_engine.control.image_reading import pieces
 from dpac_engine.control.rest import create_app
 from dpac_engine.control.timeline import view_group
+from dpac_engine.control.worker_api import RewindProgress
 from dpac_engine.core.damage import Finding, LostPart, Run, Verification
 from dpac_engine.core.entries import Entry, EntryType, encode_entry
 from tests.unit.control_fakes import ADMIN, FakeVolume, World
@@ -239,6 +240,102 @@ def test_a_restore_of_an_unknown_member_names_those_there_were(stage: Stage) -> 
     """Before anything begins."""
     answer = stage.begin("restores", member="tape", to=str(stage.world.root / "x"))
     assert "disk, orders" in answer["error"]["message"]
+
+
+def test_a_member_goes_back_in_place_after_a_safety_checkpoint(stage: Stage) -> None:
+    """Held first, then marked, then written; a checkpoint at the end; let go whatever happens."""
+    operation = stage.run("restores", member="disk", at="ck-1-2", in_place=True)
+    assert operation["phase"] == "Succeeded", operation
+    asked = [call.split()[0] for call in stage.world.worker.calls]
+    order = [call for call in asked if call in ("hold", "checkpoint", "rewind", "release")]
+    assert order == ["hold", "checkpoint", "rewind", "checkpoint", "release"]
+    (rewind,) = stage.world.worker.rewinds
+    assert (rewind.checkpoint, rewind.safety_checkpoint, rewind.ordinal) == ("ck-1-2", "ck-1-6", 1)
+    result = operation["result"]
+    assert (result["checkpoint"], result["safety_checkpoint"], result["bytes_written"]) == ("ck-1-2", "ck-1-6", 512)
+    tags = [held.body.tags for held in stage.repository.held[-2:]]
+    assert tags == [[f"before-restore-{operation['id']}"], [f"after-restore-{operation['id']}"]]
+    assert result["safety_tag"] == tags[0][0]
+    assert stage.world.worker.held == {}
+
+
+def test_a_member_in_use_is_left_alone_unless_it_is_forced(stage: Stage) -> None:
+    """Refused before the safety checkpoint."""
+    stage.world.worker.clients = 1
+    refused = stage.run("restores", member="disk", in_place=True)
+    assert (refused["phase"], "client is connected" in refused["error"]) == ("Failed", True)
+    assert stage.world.worker.rewinds == []
+    assert stage.run("restores", member="disk", in_place=True, force_disconnect=True)["phase"] == "Succeeded"
+
+
+def test_nothing_is_written_before_the_safety_checkpoint_is_at_the_target(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait is bounded, and says that nothing was changed."""
+    monkeypatch.setattr(restore_in_place, "SAFETY_SECONDS_MAX", 0.3)
+    stage.world.worker.repository = None
+    failed = stage.run("restores", member="disk", in_place=True)
+    assert failed["phase"] == "Failed"
+    assert "The safety checkpoint ck-1-6 was not at copies" in failed["error"]
+    assert "Nothing was changed" in failed["error"]
+    assert (stage.world.worker.rewinds, stage.world.worker.held) == ([], {})
+
+
+def test_a_rewind_that_fails_says_how_to_go_on_and_back(stage: Stage) -> None:
+    """With the checkpoint's id and the safety checkpoint's tag in the commands."""
+    stage.world.worker.rewound = RewindProgress(state="failed", error="block 8192 does not match its checksum.")
+    failed = stage.run("restores", member="disk", at="latest", in_place=True)
+    command = "dpac restore shop --member disk --in-place --at"
+    assert failed["error"].startswith("block 8192 does not match its checksum.")
+    assert f"`{command} ck-1-5` finishes that" in failed["error"]
+    assert f"`{command} tag:before-restore-{failed['id']}` goes back" in failed["error"]
+    assert stage.world.worker.held == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"in_place": True, "to": "/tmp/x"},
+        {},
+        {"in_place": True, "paths": ["etc"]},
+        {"to": "/tmp/x", "force_disconnect": True},
+    ],
+)
+def test_in_place_or_to_a_new_path_never_both_nor_neither(stage: Stage, body: dict[str, Any]) -> None:
+    """Refused before there is an operation."""
+    answer = stage.begin("restores", member="disk", **body)
+    assert answer["error"]["code"] == "invalid"
+    assert stage.client.get("/v1/operations", headers=HEADERS).json() == []
+
+
+def test_a_restore_in_place_that_a_restart_cut_short_says_how_far_it_came(tmp_path: Path) -> None:
+    """Before the writing nothing was changed; after its beginning both ways are named. The worker lets go."""
+    world = World(tmp_path)
+    ids: list[str] = []
+    with TestClient(create_app(world.deps())) as client:
+        Stage(world, client)
+    with Catalogue.open(world.data / "catalogue.sqlite").write() as session:
+        group = view_group(session, "shop")
+        for reached in (1, 2):
+            request = {"member": "disk", "at": "latest", "in_place": True}
+            steps = ["choose checkpoint", "safety checkpoint", "write what differs", "checkpoint"]
+            ids.append(add_operation(session, "Restore", group, request, steps, utc(world.clock.now_ns())).id)
+            messages = ["ck-1-3 at copies", "ck-1-6 is at copies"]
+            for index in range(reached):
+                done = OperationStep(name=steps[index], state="done", message=messages[index])
+                note_step(session, ids[-1], index, done)
+            note_step(session, ids[-1], reached, OperationStep(name=steps[reached], state="running"))
+    with TestClient(create_app(world.deps())) as client:
+        found = [client.get(f"/v1/operations/{one}", headers=HEADERS) for one in ids]
+        deadline = time.monotonic() + WAIT_SECONDS
+        while any(answer.json()["phase"] == "Running" for answer in found):
+            assert time.monotonic() < deadline
+            found = [client.get(f"/v1/operations/{one}", headers=HEADERS) for one in ids]
+    before, during = (answer.json()["error"] for answer in found)
+    assert "Nothing was changed" in before
+    assert "--at ck-1-3` finishes that" in during
+    assert f"--at tag:before-restore-{ids[1]}` goes back" in during
+    assert {call for call in world.worker.calls if call.startswith("release")} == {f"release {one}" for one in ids}
 
 
 def test_single_files_are_restored_by_globs(stage: Stage) -> None:

@@ -225,12 +225,12 @@ def test_a_wish_that_changes_during_an_attempt_gets_an_attempt_of_its_own(bench:
 
     async def story() -> None:
         reconciler = bench.reconciler()
-        bench.world.worker.hold = asyncio.Event()
+        bench.world.worker.hold_calls = asyncio.Event()
         first = reconciler.nudge(uid)
         await until(lambda: f"apply {uid}" in bench.world.worker.calls)
         bench.put(journal={"history": "2d"})
         second = reconciler.nudge(uid)
-        bench.world.worker.hold.set()
+        bench.world.worker.hold_calls.set()
         await asyncio.gather(first, second)
         await reconciler.stop()
 

@@ -17,7 +17,7 @@ from dpac_api.errors import DpacError, Invalid, NotFound, TimedOut, Unreachable
 from dpac_api.models import Checkpoint, CheckpointRequest, DataState, GroupStatus, Mount, SlaState
 from dpac_engine.control.http_server import HttpServer
 from dpac_engine.control.sockets import listen_unix
-from dpac_engine.control.worker_api import WorkerMount
+from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
 from dpac_engine.control.worker_client import WorkerClient
 from dpac_engine.control.worker_rpc import METHODS, rpc_app
 
@@ -40,6 +40,10 @@ CHECKPOINT = Checkpoint(id="ck-1-7", time=NOW, lsn={UID: 8}, membership_version=
 MOUNT = Mount(id="m1", group="shop", checkpoint="ck-1-7", checkpoint_time=NOW, members={"disk": "nbd:x"}, created=NOW)
 CHECKPOINT_REQUEST = CheckpointRequest(request_id="12345678", tag="a", app=True)
 MOUNT_REQUEST = WorkerMount(mount_id="m1", group_uid=UID, target="copies", checkpoint="ck-1-7", members=["disk"])
+REWIND = WorkerRewind(
+    operation_id="op-1", group_uid=UID, ordinal=1, member="disk", target="copies", checkpoint="ck-1-7"
+)
+REWOUND = RewindProgress(state="running", done_bytes=5, total_bytes=7, bytes_written=3)
 
 
 class RecordingWorker:
@@ -73,6 +77,19 @@ class RecordingWorker:
 
     async def ship(self, group_uid: str) -> None:
         await self._called("ship", group_uid)
+
+    async def hold(self, request: WorkerRewind) -> None:
+        await self._called("hold", request)
+
+    async def rewind(self, request: WorkerRewind) -> None:
+        await self._called("rewind", request)
+
+    async def rewind_progress(self, group_uid: str, operation_id: str) -> RewindProgress:
+        await self._called("rewind_progress", group_uid, operation_id)
+        return REWOUND
+
+    async def release(self, group_uid: str, operation_id: str) -> None:
+        await self._called("release", group_uid, operation_id)
 
     async def mount(self, request: WorkerMount) -> Mount:
         await self._called("mount", request)
@@ -111,6 +128,10 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
         await client.ship(UID)
         assert await client.mount(MOUNT_REQUEST) == MOUNT
         await client.unmount("m1")
+        await client.hold(REWIND)
+        await client.rewind(REWIND)
+        assert await client.rewind_progress(UID, "op-1") == REWOUND
+        await client.release(UID, "op-1")
         assert worker.calls == [
             ("apply", UID),
             ("drop", UID),
@@ -119,6 +140,10 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
             ("ship", UID),
             ("mount", MOUNT_REQUEST),
             ("unmount", "m1"),
+            ("hold", REWIND),
+            ("rewind", REWIND),
+            ("rewind_progress", UID, "op-1"),
+            ("release", UID, "op-1"),
         ]
         assert {call[0] for call in worker.calls} == set(METHODS)
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpac_api.models.fields import AbsolutePath, Model, Name, RequestId, Selector, bounded
 from dpac_api.quantities import Duration
@@ -26,11 +26,21 @@ class DrillRequest(Model):
 
 
 class RestoreRequest(Model):
-    """Write one member, as it was at a checkpoint, to a new path."""
+    """Write one member, as it was at a checkpoint, to a new path, or over what it holds now."""
 
     request_id: RequestId
     member: Name
-    to: AbsolutePath = Field(description="A path that does not exist yet, or an empty directory.")
+    to: AbsolutePath | None = Field(
+        default=None, description="A path that does not exist yet, or an empty directory; not given with `in_place`."
+    )
+    in_place: bool = Field(
+        default=False,
+        description="Bring the member itself back to the checkpoint, after a safety checkpoint of what it holds now.",
+    )
+    force_disconnect: bool = Field(
+        default=False,
+        description="In place: drop clients that use the volume, or ignore programs that use the directory.",
+    )
     at: Selector = "latest"
     target: Name | None = None
     paths: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
@@ -38,6 +48,16 @@ class RestoreRequest(Model):
         max_length=1000,
         description="Directories: only what these globs mean, relative to the member's root (`etc/*.conf`, `**/*.db`); none: all.",
     )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> RestoreRequest:
+        if self.in_place == (self.to is not None):
+            raise ValueError("give either `to`, a new path, or `in_place`")
+        if self.in_place and self.paths:
+            raise ValueError("in place a member comes back whole: restore single paths to a new path, and copy them")
+        if self.force_disconnect and not self.in_place:
+            raise ValueError("`force_disconnect` is about a restore in place: nobody uses a new path")
+        return self
 
 
 class VerifyRequest(Model):
@@ -132,6 +152,11 @@ class RestoreReport(Model):
     to: str
     bytes_written: int
     seconds: float
+    bytes_zeroed: int = Field(default=0, description="In place, volumes: what became zeroes without being written.")
+    paths_written: int = Field(default=0, description="In place, directories: made, replaced, or given other metadata.")
+    paths_removed: int = Field(default=0, description="In place, directories: those that were not there then.")
+    safety_checkpoint: str | None = Field(default=None, description="In place: the member as it was before.")
+    safety_tag: str | None = Field(default=None, description="The tag of that checkpoint.")
 
 
 class CheckpointRun(Model):

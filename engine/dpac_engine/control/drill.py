@@ -19,7 +19,7 @@ from dpac_api.models import DirectorySpec, DrillReport, DrillRequest, MemberDril
 from dpac_engine.control import drill_report
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.image_reading import pieces, stored_bytes
-from dpac_engine.control.operations import Cast, Failed
+from dpac_engine.control.operations import RESTARTED, Cast, Failed
 from dpac_engine.control.recovery import ImageView, MemberView
 from dpac_engine.control.worker_api import WorkerMount
 from dpac_engine.core.checkpoints import Mark
@@ -57,6 +57,10 @@ class Drill:
         if _EXPORT in self.plan():
             with suppress(NotFound):
                 self._cast.call(self._cast.worker.unmount(self._mount_id))
+
+    def interrupted(self) -> str:
+        """See `operations.Run`."""
+        return RESTARTED
 
     def result(self) -> dict[str, Any]:
         """See `operations.Run`: a DrillReport, once there is one."""

@@ -24,6 +24,7 @@ from dpac_engine.control.gate import Gate
 from dpac_engine.control.group_state import GroupState, LegMemory
 from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.member import DirectoryFactory, Member
+from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper
 from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.control.tracking import Tracking
@@ -34,7 +35,7 @@ from dpac_engine.core.stamps import Stamps
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
-from dpac_engine.io.repository import RepositoryWriter, SpecObject
+from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, SpecObject
 from dpac_engine.io.spool import FILE_BYTES, Entry, Identity, Spool
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class GroupDeps(NamedTuple):
     compactor: Callable[[WorkerAssignment, LegSpec], Compactor]
     directory: DirectoryFactory
     open_tails: Callable[[WorkerAssignment, TargetSpec], TailStore]
+    open_reader: Callable[[str, TargetSpec], RepositoryReader]
     traffic: Callable[[str, TargetSpec], TargetTraffic | None] = lambda _group_uid, _target: None
     """What this process asked of a group's part of a target."""
 
@@ -88,6 +90,7 @@ class Group:
         self._opened_lsn = 0
         self._changed_since_ns = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self.rewinds = Rewinds(self, deps.open_reader)
         self._applying = asyncio.Lock()
         self._storing = threading.Lock()
         self._loop = asyncio.get_running_loop()
@@ -246,6 +249,7 @@ class Group:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.rewinds.stop()
         await self._stop_legs()
         self.mark()
         for member in self.members.values():
@@ -584,5 +588,5 @@ class Group:
         return {
             f"{self.assignment.name}/{member.name}": member.volume
             for member in self.members.values()
-            if member.volume is not None
+            if member.volume is not None and not member.holder
         }

@@ -138,6 +138,8 @@ class Member:
         self.volume: Volume | None = None
         self.directory: Directory | None = None
         self.error: DpacError | None = None
+        self.holder = ""
+        """The operation that works on it alone: its export answers nobody."""
         self._spool = spool
         self._executor = executor
         self._directory_factory = directory
@@ -179,6 +181,33 @@ class Member:
         size_bytes = spec.size.bytes if isinstance(spec, VolumeSpec) and spec.size is not None else 0
         if self.volume is not None and size_bytes > self.volume.size_bytes:
             self.volume.resize(size_bytes)
+
+    async def hold(self, holder: str, *, force: bool) -> None:
+        """Keep everybody else from a volume until `let_go`; see that a directory is captured as it is now.
+
+        Conflict if another operation holds it, or it is in use and not `force`; Temporary if it cannot be captured whole.
+        """
+        if self.holder not in ("", holder):
+            raise Conflict(f"Operation {self.holder} is at work on the member {self.name!r}. Wait until it has ended.")
+        if not self.attached:
+            why = self.error.message if self.error is not None else "It is being started."
+            raise Conflict(f"The member {self.name!r} is not attached: {why}")
+        if self.volume is not None:
+            count = self.volume.client_count
+            if count and not force:
+                raise Conflict(
+                    f"{count} client{'s are' if count > 1 else ' is'} connected to the volume {self.name!r}. Stop what uses it (unmount, "
+                    "shut down), or drop the connections with --force-disconnect. Nothing was changed."
+                )
+            if count:
+                log.warning("member %s: operation %s drops its %d client(s)", self.name, holder, count)
+            self.holder = holder  # first: who is dropped connects again at once
+            self.volume.drop_clients()
+
+    def let_go(self, holder: str) -> None:
+        """Serve clients again."""
+        if self.holder == holder:
+            self.holder = ""
 
     async def attach(self) -> None:
         """Attach if it is not; a failure is kept in `error` and tried again."""

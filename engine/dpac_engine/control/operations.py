@@ -32,6 +32,7 @@ THREADS = 2
 PROGRESS_SECONDS = 0.5
 """How often a step's progress is journalled."""
 WORKER_SECONDS_MAX = 120.0
+RESTARTED = "The backend was restarted while this ran; it was cleaned up. Start it again."
 
 
 class Failed(DpacError):
@@ -60,6 +61,9 @@ class Run(Protocol):
 
     def clean_up(self) -> None:
         """Remove everything but the outcome; may be called at any time, more than once."""
+
+    def interrupted(self) -> str:
+        """What to say of it, cleaned up, after a restart of control cut it short; knows the journal only."""
 
     def result(self) -> dict[str, Any]:
         """The report so far."""
@@ -158,14 +162,15 @@ class Operations:
         self._finish(operation_id, Phase.FAILED if error else Phase.SUCCEEDED, run.result(), error)
 
     def _abandon(self, operation: Operation) -> None:
-        message = "The backend was restarted while this ran; it was cleaned up. Start it again."
         if operation.kind not in self._kinds:  # a checkpoint: the worker takes it, whether control lives or not
             message = "The backend was restarted while this ran. `dpac checkpoints` shows whether it was taken."
         else:
             try:
                 with self._stage.catalogue.read() as session:
                     group = view_group(session, operation.group)
-                self._kinds[operation.kind](self._cast(group, operation)).clean_up()
+                run = self._kinds[operation.kind](self._cast(group, operation))
+                message = run.interrupted()
+                run.clean_up()
             except Exception as cause:
                 _log.exception("cleaning up %s failed", operation.id)
                 message = f"The backend was restarted while this ran, and cleaning up failed: {cause}. Start it again."

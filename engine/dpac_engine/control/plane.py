@@ -46,7 +46,7 @@ from dpac_engine.control.observation import observe, with_crashing
 from dpac_engine.control.operations import Operations, RunMaker, Stage
 from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
 from dpac_engine.control.recovery import Keyring, Recovery, Signer
-from dpac_engine.control.restore import Restore
+from dpac_engine.control.restore_in_place import restoring
 from dpac_engine.control.timeline import GroupView, Timeline, view_active_groups, view_group
 from dpac_engine.control.verify import Verify
 from dpac_engine.control.worker_api import WorkerApi, WorkerMount
@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 APPLY_SECONDS = 5.0
 """How long a put or delete waits for the worker's first attempt, so that exports exist when `pulumi up` returns."""
 STATUSES_AT_ONCE = 32
-KINDS: dict[str, RunMaker] = {"Drill": Drill, "Restore": Restore, "Verify": Verify}
+KINDS: dict[str, RunMaker] = {"Drill": Drill, "Restore": restoring, "Verify": Verify}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from sqlalchemy.orm import Session
 
-from dpac_api.errors import Invalid, NotFound
+from dpac_api.errors import Conflict, Invalid, NotFound
 from dpac_api.models import (
     Checkpoint,
     CheckpointPage,
@@ -127,6 +127,13 @@ def operation_routes(plane: Plane) -> APIRouter:
         if not group.targets:
             raise NotFound(f"The group {group.name!r} has no leg, so no target holds anything of it. Add one.")
 
+    def _check_in_place(group: GroupView, member: str) -> None:
+        if member not in group.spec.members:
+            raise Conflict(
+                f"The group {group.name!r} has no member {member!r} any more. Restore it to a new path.",
+                property_path="member",
+            )
+
     @routes.post("/groups/{name}/drills", dependencies=[requires(plane, "operate")])
     async def begin_drill(name: Name, body: DrillRequest) -> Operation:
         """Rehearse recovery from a target without touching the application; the result is a signed DrillReport."""
@@ -137,13 +144,16 @@ def operation_routes(plane: Plane) -> APIRouter:
 
     @routes.post("/groups/{name}/restores", dependencies=[requires(plane, "admin")])
     async def begin_restore(name: Name, body: RestoreRequest) -> Operation:
-        """Write one member, as it was at a checkpoint, to a new path; the result is a RestoreReport."""
+        """Write one member, as it was at a checkpoint, to a new path or over itself; the result is a RestoreReport."""
 
         def check(session: Session, group: GroupView) -> None:
             no_check(session, group)
             if body.member not in group.member_names.values():
                 names = ", ".join(sorted(set(group.member_names.values())))
                 raise NotFound(f"The group {name!r} never had a member {body.member!r} (it had: {names}).")
+            if body.to is None:
+                _check_in_place(group, body.member)
+                return
             check_apart(body.to, "to", [*target_claims(session), *member_claims(session)], plane.host.data)
             kinds = group.spec.members
             if body.paths and body.member in kinds and kinds[body.member].kind == "volume":

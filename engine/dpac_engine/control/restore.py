@@ -13,7 +13,7 @@ from dpac_api.errors import Invalid, NotFound
 from dpac_api.models import RestoreReport, RestoreRequest
 from dpac_engine.control.host_checks import check_restore_path
 from dpac_engine.control.image_reading import pieces, stored_bytes
-from dpac_engine.control.operations import Cast
+from dpac_engine.control.operations import RESTARTED, Cast
 from dpac_engine.control.recovery import ImageView, TreeView, VolumeView
 from dpac_engine.core.globs import matching, with_folders
 from dpac_engine.io.files import sync_folder, written_back
@@ -53,6 +53,7 @@ class Restore:
     def __init__(self, cast: Cast) -> None:
         self._cast = cast
         self._request = RestoreRequest.model_validate({**cast.operation.request, "request_id": cast.operation.id})
+        assert self._request.to is not None, "a restore in place is another Run"
         self._to = Path(self._request.to)
         self._aside = self._to.parent / f".{self._to.name}.{cast.operation.id}.partial"
         self._report: RestoreReport | None = None
@@ -71,6 +72,10 @@ class Restore:
             shutil.rmtree(self._aside, ignore_errors=True)
         else:
             self._aside.unlink(missing_ok=True)
+
+    def interrupted(self) -> str:
+        """See `operations.Run`."""
+        return RESTARTED
 
     def result(self) -> dict[str, Any]:
         """See `operations.Run`: a RestoreReport, once it is done."""
@@ -93,7 +98,7 @@ class Restore:
         if self._request.paths and self._kind == "volume":
             raise Invalid(f"The member {self._request.member!r} was a volume then: it has bytes and no paths.")
         self._image: ImageView = repository.image(self._mark)
-        check_restore_path(self._request.to, directory=self._kind == "directory")
+        check_restore_path(str(self._to), directory=self._kind == "directory")
         return f"{self._mark.id} at {target}{f'; {note}' if note else ''}"
 
     def _write(self) -> str:
@@ -142,8 +147,8 @@ class Restore:
         self._report = RestoreReport(
             checkpoint=self._mark.id,
             member=self._request.member,
-            to=self._request.to,
+            to=str(self._to),
             bytes_written=self._written,
             seconds=round((self._cast.stage.clock.monotonic_ns() - self._started_ns) / 1e9, 3),
         )
-        return self._request.to
+        return str(self._to)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus
 from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.rewind import Rewinds
 from dpac_engine.io.nbd.export import Export
 
 
@@ -24,6 +25,10 @@ class Runtime(Protocol):
 
     async def drop(self) -> None:
         """Stop, then delete what the group has on this host. Repositories are left alone."""
+
+    @property
+    def rewinds(self) -> Rewinds:
+        """Members brought back to a checkpoint where they lie."""
 
     async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """Mark the group now; returns once the mark is durable in the spool."""

@@ -17,7 +17,7 @@ from dpac_api.models import (
 )
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.catalogue_operations import newest_manifest, note_verified
-from dpac_engine.control.operations import Cast, Failed
+from dpac_engine.control.operations import RESTARTED, Cast, Failed
 from dpac_engine.core.damage import Finding, Verification
 
 _PREFIX = "read "
@@ -45,6 +45,10 @@ class Verify:
 
     def clean_up(self) -> None:
         """See `operations.Run`: nothing is left behind."""
+
+    def interrupted(self) -> str:
+        """See `operations.Run`."""
+        return RESTARTED
 
     def result(self) -> dict[str, Any]:
         """See `operations.Run`: a VerifyReport."""

@@ -19,7 +19,7 @@ from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
 from dpac_engine.control import absent_group
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.runtime import Runtime
-from dpac_engine.control.worker_api import WorkerMount
+from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
 from dpac_engine.core.ports import Clock
 from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
@@ -204,6 +204,22 @@ class Worker:
     async def ship(self, group_uid: str) -> None:
         """See `WorkerApi.ship`."""
         await self._running(group_uid).ship()
+
+    async def hold(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.hold`."""
+        await self._running(request.group_uid).rewinds.hold(request)
+
+    async def rewind(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.rewind`."""
+        self._running(request.group_uid).rewinds.begin(request)
+
+    async def rewind_progress(self, group_uid: str, operation_id: str) -> RewindProgress:
+        """See `WorkerApi.rewind_progress`."""
+        return self._running(group_uid).rewinds.progress(operation_id)
+
+    async def release(self, group_uid: str, operation_id: str) -> None:
+        """See `WorkerApi.release`."""
+        await self._running(group_uid).rewinds.release(operation_id)
 
     async def mount(self, request: WorkerMount) -> Mount:
         """See `WorkerApi.mount`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Model, Mount, Name, Uid
 
@@ -15,6 +15,33 @@ class WorkerMount(Model):
     target: Name
     checkpoint: str
     members: list[Name]
+
+
+class WorkerRewind(Model):
+    """Bring a member back to a checkpoint where it lies. The selectors are resolved by control already."""
+
+    operation_id: str
+    group_uid: Uid
+    ordinal: int
+    member: Name
+    target: Name
+    checkpoint: str
+    safety_checkpoint: str = ""
+    """What the member holds while it is held; empty when it is only to be held."""
+    force_disconnect: bool = False
+
+
+class RewindProgress(Model):
+    """How far a rewind is. Its bytes are those of a RestoreReport."""
+
+    state: Literal["held", "running", "done", "failed"] = "held"
+    done_bytes: int = 0
+    total_bytes: int = 0
+    bytes_written: int = 0
+    bytes_zeroed: int = 0
+    paths_written: int = 0
+    paths_removed: int = 0
+    error: str = ""
 
 
 class WorkerApi(Protocol):
@@ -37,6 +64,21 @@ class WorkerApi(Protocol):
 
     async def ship(self, group_uid: str) -> None:
         """Seal and ship what there is now, without waiting for the legs' cadence."""
+
+    async def hold(self, request: WorkerRewind) -> None:
+        """Keep everybody from a member until `release`: what a checkpoint taken then has is what the member holds.
+
+        Conflict if it is in use, held by another operation, or not the member that the checkpoint has.
+        """
+
+    async def rewind(self, request: WorkerRewind) -> None:
+        """Begin to write what differs to a held member; `rewind_progress` tells of it."""
+
+    async def rewind_progress(self, group_uid: str, operation_id: str) -> RewindProgress:
+        """How far it is. NotFound if the worker was restarted since: then it has ended where it was."""
+
+    async def release(self, group_uid: str, operation_id: str) -> None:
+        """Stop writing if it still is, and let everybody to the member again; no error if it is not held."""
 
     async def mount(self, request: WorkerMount) -> Mount:
         """Open a checkpoint; survives a restart of the worker."""

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from dpac_api.errors import DpacError, TimedOut, Unreachable, from_wire
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
-from dpac_engine.control.worker_api import WorkerMount
-from dpac_engine.control.worker_rpc import CheckpointOfGroup, OfGroup, OfMount
+from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_rpc import CheckpointOfGroup, OfGroup, OfMount, OfOperation
 
 CONNECT_SECONDS = 2.0
 STATUS_SECONDS = 5.0
@@ -54,6 +54,23 @@ class WorkerClient:
     async def ship(self, group_uid: str) -> None:
         """See `WorkerApi.ship`."""
         await self._call("ship", OfGroup(group_uid=group_uid), SHIP_SECONDS)
+
+    async def hold(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.hold`."""
+        await self._call("hold", request, ACT_SECONDS)
+
+    async def rewind(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.rewind`."""
+        await self._call("rewind", request, ACT_SECONDS)
+
+    async def rewind_progress(self, group_uid: str, operation_id: str) -> RewindProgress:
+        """See `WorkerApi.rewind_progress`."""
+        body = OfOperation(group_uid=group_uid, operation_id=operation_id)
+        return await self._ask("rewind_progress", body, self._status_seconds, RewindProgress)
+
+    async def release(self, group_uid: str, operation_id: str) -> None:
+        """See `WorkerApi.release`."""
+        await self._call("release", OfOperation(group_uid=group_uid, operation_id=operation_id), ACT_SECONDS)
 
     async def mount(self, request: WorkerMount) -> Mount:
         """See `WorkerApi.mount`."""

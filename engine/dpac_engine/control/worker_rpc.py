@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from dpac_api.errors import DpacError, Invalid, NotFound
 from dpac_api.models import CheckpointRequest, Model, Uid
-from dpac_engine.control.worker_api import WorkerApi, WorkerMount
+from dpac_engine.control.worker_api import WorkerApi, WorkerMount, WorkerRewind
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,12 @@ class CheckpointOfGroup(OfGroup):
     """`checkpoint`."""
 
     request: CheckpointRequest
+
+
+class OfOperation(OfGroup):
+    """A call about an operation on a group's member."""
+
+    operation_id: str
 
 
 class OfMount(Model):
@@ -50,6 +56,12 @@ METHODS: dict[str, Method] = {
     "status": Method(OfGroup, lambda worker, body: worker.status(body.group_uid)),
     "checkpoint": Method(CheckpointOfGroup, lambda worker, body: worker.checkpoint(body.group_uid, body.request)),
     "ship": Method(OfGroup, lambda worker, body: worker.ship(body.group_uid)),
+    "hold": Method(WorkerRewind, lambda worker, body: worker.hold(body)),
+    "rewind": Method(WorkerRewind, lambda worker, body: worker.rewind(body)),
+    "rewind_progress": Method(
+        OfOperation, lambda worker, body: worker.rewind_progress(body.group_uid, body.operation_id)
+    ),
+    "release": Method(OfOperation, lambda worker, body: worker.release(body.group_uid, body.operation_id)),
     "mount": Method(WorkerMount, lambda worker, body: worker.mount(body)),
     "unmount": Method(OfMount, lambda worker, body: worker.unmount(body.mount_id)),
 }

@@ -6,6 +6,7 @@ written again with the same content count as changed.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,31 @@ def _origin(found: ExtentMap, image: Image, begins: Int64Array, ids: dict[int, i
     source = np.where(inside, names[np.maximum(found.sources[at], 0)], ZEROES)
     place = np.where(inside, found.positions[at] + begins - found.starts[at], 0)
     return source.astype(np.int64), place.astype(np.int64)
+
+
+class Run(NamedTuple):
+    """Bytes `[begin, end)` of two buffers in which every block differs; `zeroes`: all of the second one's are zero."""
+
+    begin: int
+    end: int
+    zeroes: bool
+
+
+def differing_runs(now: bytes, then: bytes, block_bytes: int) -> list[Run]:
+    """The runs of blocks in which two buffers of one length differ, in order; the last block may be shorter."""
+    if now == then:
+        return []
+    blocks = -(-len(then) // block_bytes)
+    one, two = (np.zeros(blocks * block_bytes, np.uint8) for _ in range(2))
+    one[: len(now)], two[: len(then)] = np.frombuffer(now, np.uint8), np.frombuffer(then, np.uint8)
+    differs, filled = ((found.reshape(blocks, block_bytes)).any(axis=1) for found in (one != two, two))
+    label = np.where(differs, np.where(filled, 2, 1), 0)  # 0: the same; 1: zeroes are to come there; 2: bytes are
+    edges = [0, *(np.flatnonzero(np.diff(label)) + 1).tolist(), blocks]
+    return [
+        Run(begin * block_bytes, min(end * block_bytes, len(then)), bool(label[begin] == 1))
+        for begin, end in pairwise(edges)
+        if label[begin]
+    ]
 
 
 def changed_files(before: Image, after: Image, ordinal: int) -> list[FileChange]:

@@ -76,19 +76,21 @@ def diff(
         return
     say(f"{page.before} to {page.after}")
     for found in page.members:
-        say(f"  {found.member}: {_summary(found)}")
+        say(f"  {found.member}: {change_summary(found)}")
     for change in page.items:
-        say(_line(change))
+        say(change_line(change))
     say_more(page.next_cursor)
 
 
-def _summary(found: MemberDifference) -> str:
+def change_summary(found: MemberDifference) -> str:
+    """How much of a member differs, in a few words."""
     if found.kind == "volume":
         return f"{found.changed} ranges changed, {size(found.changed_bytes)}"
     return f"{found.added} added, {found.removed} removed, {found.changed} changed"
 
 
-def _line(change: Change) -> str:
+def change_line(change: Change) -> str:
+    """One change on a line."""
     sign = {"added": "+", "removed": "-", "changed": "~"}[change.what]
     if change.path is None:
         assert change.offset is not None

@@ -1,4 +1,4 @@
-"""`dpac drill`, `restore`, `verify` and `operation`: verbs that take their time."""
+"""`dpac drill`, `verify` and `operation`: verbs that take their time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dpac_engine.control.commands.session import (
     At,
     Cursor,
     FromTarget,
-    GroupName,
     Json,
     Limit,
     Timeout,
@@ -30,33 +29,12 @@ from dpac_engine.control.commands.session import (
     size,
     table,
 )
-from dpac_engine.control.commands.waiting import WAIT_SECONDS, wait
+from dpac_engine.control.commands.waiting import WAIT_SECONDS, finish, raise_failure, wait
 
 if TYPE_CHECKING:
-    from dpac_api.client import Client
     from dpac_api.models import DrillReport, Operation, VerifyFinding, VerifyReport
 
 app = typer.Typer(help="Drills, restores, verifications and checkpoints, past and present.", no_args_is_help=True)
-
-
-def _finish(site: Client, operation: Operation, *, waits: bool, timeout: float, json: bool) -> Operation:
-    """The ended operation; without waiting the command ends here."""
-    if not waits:
-        if json:
-            print_json(operation)
-        else:
-            say(f"{operation.id} has begun: dpac operation show {operation.id}")
-        raise typer.Exit
-    return wait(site, operation, timeout)
-
-
-def _fail(operation: Operation) -> None:
-    """Raise what the operation failed of."""
-    from dpac_api.errors import DpacError
-    from dpac_api.models import Phase
-
-    if operation.phase == Phase.FAILED:
-        raise DpacError(operation.error or f"{operation.kind} {operation.id} failed.")
 
 
 # ------------------------------------------------------------------ drill
@@ -96,11 +74,11 @@ def drill(
         raise Invalid("Name the group to drill, or a report to check with --verify-report.")
     with client() as site:
         begun = site.drill(group, at=at, target=target, rto=_duration(rto))
-        operation = _finish(site, begun, waits=waits, timeout=timeout, json=json)
+        operation = finish(site, begun, waits=waits, timeout=timeout, json=json)
     if report is not None and operation.result:
         _write(report, operation.result)
     _show_drill(operation, json)
-    _fail(operation)
+    raise_failure(operation)
 
 
 def _duration(text: str | None) -> Any:
@@ -176,44 +154,6 @@ def _verify_report(path: Path, public_key: str | None, json: bool) -> None:
     _print_report(report)
 
 
-# ------------------------------------------------------------------ restore
-
-
-def restore(
-    group: GroupName,
-    member: Annotated[str, typer.Option("--member", help="The member to restore.")],
-    to: Annotated[
-        Path, typer.Option("--to", help="A path on the backend's host that does not exist yet, or an empty folder.")
-    ],
-    at: At = "latest",
-    path: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--path", metavar="GLOB", help="Directories: only what this means, such as 'etc/*.conf'; may be repeated."
-        ),
-    ] = None,
-    target: FromTarget = None,
-    waits: Wait = True,
-    timeout: Timeout = WAIT_SECONDS,
-    json: Json = False,
-) -> None:
-    """Write one member, as it was at a checkpoint, to a new path. Nothing is ever overwritten."""
-    from dpac_api.models import RestoreReport
-
-    with client() as site:
-        where = str(to.expanduser().absolute())
-        begun = site.restore(group, member=member, to=where, at=at, target=target, paths=path or ())
-        operation = _finish(site, begun, waits=waits, timeout=timeout, json=json)
-    if json:
-        print_json(operation)
-    _fail(operation)
-    if not json:
-        report = RestoreReport.model_validate(operation.result)
-        say(
-            f"{report.member} of {report.checkpoint} is in {report.to}: {size(report.bytes_written)} in {report.seconds:.1f} s"
-        )
-
-
 # ------------------------------------------------------------------ verify
 
 
@@ -252,7 +192,7 @@ def verify(
             f"{objects} for analysis, and recover from a checkpoint that is not affected or from another target."
         )
     for operation in ended:
-        _fail(operation)
+        raise_failure(operation)
 
 
 def _print_verification(group: str, report: VerifyReport) -> None:

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from dpac_engine.control.commands.session import aside, duration, escape, size
+import typer
+
+from dpac_engine.control.commands.session import aside, duration, escape, print_json, say, size
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -54,3 +56,23 @@ def wait(client: Client, operation: Operation, timeout_seconds: float) -> Operat
                 aside().print("; ".join(_told(step) for step in now.steps if step.state == "running"))
 
         return client.wait(operation.id, timeout_seconds=timeout_seconds, watch=watch)
+
+
+def finish(site: Client, operation: Operation, *, waits: bool, timeout: float, json: bool) -> Operation:
+    """The ended operation; without waiting the command ends here."""
+    if not waits:
+        if json:
+            print_json(operation)
+        else:
+            say(f"{operation.id} has begun: dpac operation show {operation.id}")
+        raise typer.Exit
+    return wait(site, operation, timeout)
+
+
+def raise_failure(operation: Operation) -> None:
+    """Raise what the operation failed of."""
+    from dpac_api.errors import DpacError
+    from dpac_api.models import Phase
+
+    if operation.phase == Phase.FAILED:
+        raise DpacError(operation.error or f"{operation.kind} {operation.id} failed.")

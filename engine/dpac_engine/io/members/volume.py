@@ -7,6 +7,7 @@ the file only when its record is durable, in LSN order (`write_behind`). FLUSH a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections import deque
@@ -32,6 +33,8 @@ POLL_SECONDS = 0.05
 PENDING_RECORDS_MAX = 32_768
 AGE_SECONDS_MAX = 2.0
 SEED_TRIES = 3
+RELIEF_SECONDS = 1.0
+"""How often who waits for room looks whether the volume is still there."""
 
 _WRITE = int(Kind.WRITE)  # a plain number: the enumeration's costs in every comparison
 _KINDS = {ChangeKind.WRITE: Kind.WRITE, ChangeKind.ZERO: Kind.ZERO, ChangeKind.TRIM: Kind.TRIM}
@@ -230,8 +233,7 @@ class Volume:
     async def stop(self) -> Signature | None:
         """Drop clients, bring every change to the file, close it. The signature says how it was left."""
         self._stopped = True
-        for close in list(self._clients):
-            close()
+        self.drop_clients()
         self._urgent = True
         async with self._applying:  # a batch may be under way whose waiter was cancelled
             pass
@@ -413,6 +415,25 @@ class Volume:
             waiting, self._relief = self._relief, []
             for callback in waiting:
                 callback()
+
+    async def has_room(self) -> None:
+        """Returns once it is not `congested`. Raises OSError if it is detached or fails meanwhile."""
+        while self.congested:
+            self._check()
+            relieved = asyncio.Event()
+            self.when_relieved(relieved.set)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(relieved.wait(), RELIEF_SECONDS)
+
+    @property
+    def client_count(self) -> int:
+        """How many clients have it open."""
+        return len(self._clients)
+
+    def drop_clients(self) -> None:
+        """Close every client's connection."""
+        for close in list(self._clients):
+            close()
 
     def opened(self, close: Callable[[], None]) -> None:
         """See `Export.opened`."""

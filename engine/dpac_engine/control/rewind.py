@@ -1,0 +1,135 @@
+"""Bringing members back to a checkpoint where they lie: the worker's side of a restore in place.
+
+What is held and under way is known to this process only. A worker that dies leaves the member as far as it came; the journal has
+every change, and whoever asks the next worker learns that it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+from dpac_api.errors import Conflict, DpacError, NotFound
+from dpac_api.models import TargetSpec
+from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.member import Member
+from dpac_engine.control.worker_api import RewindProgress, WorkerRewind
+from dpac_engine.core.difference import RangeChange, changed_ranges
+from dpac_engine.core.image import VolumeImage
+from dpac_engine.io.members.volume_rewind import Tally, rewind_volume
+from dpac_engine.io.repository import RepositoryReader
+
+log = logging.getLogger(__name__)
+
+
+class GroupView(Protocol):
+    """What a rewind needs of its group."""
+
+    assignment: WorkerAssignment
+
+    @property
+    def members(self) -> Mapping[int, Member]:
+        """By ordinal."""
+
+
+@dataclass
+class _Rewind:
+    """One member that is held."""
+
+    member: Member
+    tally: Tally = field(default_factory=Tally)
+    task: asyncio.Task[None] | None = None
+    error: str = ""
+
+
+class Rewinds:
+    """The rewinds of one group. Belongs to its event loop."""
+
+    def __init__(self, group: GroupView, open_reader: Callable[[str, TargetSpec], RepositoryReader]) -> None:
+        self._group = group
+        self._open_reader = open_reader
+        self._held: dict[str, _Rewind] = {}
+
+    async def hold(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.hold`."""
+        member = self._group.members.get(request.ordinal)
+        if member is None or member.name != request.member:
+            raise Conflict(
+                f"The member {request.member!r} was declared anew since {request.checkpoint}, at another path or as another kind: that "
+                "checkpoint has the old one. Restore it to a new path."
+            )
+        await member.hold(request.operation_id, force=request.force_disconnect)
+        self._held.setdefault(request.operation_id, _Rewind(member))
+
+    def begin(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.rewind`."""
+        found = self._find(request.operation_id)
+        if found.task is None:
+            found.task = asyncio.create_task(self._run(request, found), name=f"rewind {request.operation_id}")
+
+    def progress(self, operation_id: str) -> RewindProgress:
+        """See `WorkerApi.rewind_progress`."""
+        found = self._find(operation_id)
+        if found.task is None:
+            return RewindProgress()
+        state = "running" if not found.task.done() else "failed" if found.error else "done"
+        return RewindProgress.model_validate({"state": state, "error": found.error, **asdict(found.tally)})
+
+    async def release(self, operation_id: str) -> None:
+        """See `WorkerApi.release`."""
+        found = self._held.pop(operation_id, None)
+        if found is None:
+            return
+        if found.task is not None:
+            found.task.cancel()
+            await asyncio.gather(found.task, return_exceptions=True)
+        found.member.let_go(operation_id)
+        log.info("member %s: operation %s lets it go", found.member.name, operation_id)
+
+    async def stop(self) -> None:
+        """The group is being detached: end what is under way."""
+        for operation_id in list(self._held):
+            await self.release(operation_id)
+
+    def _find(self, operation_id: str) -> _Rewind:
+        if operation_id not in self._held:
+            raise NotFound(f"Operation {operation_id} holds nothing here (any more): the worker was restarted.")
+        return self._held[operation_id]
+
+    async def _run(self, request: WorkerRewind, found: _Rewind) -> None:
+        try:
+            await self._write(request, found)
+        except DpacError as error:
+            found.error = error.message
+        except OSError as error:
+            found.error = f"{found.member.spec.path}: {error.strerror or error}."
+        except asyncio.CancelledError:
+            found.error = "It was stopped."
+            raise
+        except Exception as error:
+            log.exception("rewind %s failed", request.operation_id)
+            found.error = f"An internal error: {type(error).__name__}: {error}. The worker's log has more."
+        tally = found.tally
+        log.info(
+            "member %s: operation %s wrote %d bytes and zeroed %d to go back to %s%s",
+            found.member.name, request.operation_id, tally.bytes_written, tally.bytes_zeroed, request.checkpoint,
+            f"; it failed: {found.error}" if found.error else "",
+        )  # fmt: skip
+
+    async def _write(self, request: WorkerRewind, found: _Rewind) -> None:
+        volume = found.member.volume
+        if volume is None:
+            raise Conflict(f"The member {request.member!r} was detached meanwhile. Attach it, and restore again.")
+        image, changed = await asyncio.to_thread(self._compare, request)
+        await rewind_volume(volume, image, changed, found.tally)
+
+    def _compare(self, request: WorkerRewind) -> tuple[VolumeImage, list[RangeChange]]:
+        """The image to go back to, and what differs from what the member holds; from indexes. Blocks."""
+        reader = self._open_reader(self._group.assignment.group_uid, self._group.assignment.targets[request.target])
+        reader.refresh()
+        then = reader.image(reader.resolve(request.checkpoint))
+        now = reader.image(reader.resolve(request.safety_checkpoint))
+        return then.volume(request.ordinal), changed_ranges(now, then, request.ordinal)

@@ -1,0 +1,183 @@
+"""Restore in place, by the command line of a real site: a member goes back, forth again, and survives kills on the way."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpac_api.errors import DpacError
+from dpac_api.models import Operation, Phase
+from tests.e2e.site import MIB, LiveSite, connected, contents, flush, until, write
+
+pytestmark = pytest.mark.e2e
+SIZE = 16 * MIB
+BLOCK = 4096
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[LiveSite]:
+    """A site, with its logs in the report of a failure."""
+    with LiveSite(tmp_path / "live") as site:
+        site.start()
+        yield site
+        site.print_logs()
+
+
+def put(site: LiveSite, blocks: dict[int, bytes]) -> None:
+    """Write to the volume of `shop`: offset -> data."""
+    with connected(site.uri("shop/disk")) as disk:
+        for offset, data in blocks.items():
+            write(disk, offset, data)
+        flush(disk)
+
+
+def mark(site: LiveSite, tag: str) -> None:
+    """A tagged checkpoint, at the target."""
+    site.dpac("checkpoint", "shop", "--tag", tag)
+    site.wait_for_checkpoint("shop", f"tag:{tag}")
+
+
+def at_target(site: LiveSite, selector: str) -> bytes:
+    """The volume as a checkpoint at the target has it."""
+    with site.mounted("shop", selector) as mount:
+        return contents(mount.members["disk"])
+
+
+def back(site: LiveSite, selector: str) -> Any:
+    """`dpac restore --in-place`; its report."""
+    done = site.dpac_json("restore", "shop", "--member", "disk", "--at", selector, "--in-place", "--yes")
+    assert done["phase"] == "Succeeded"
+    return done["result"]
+
+
+def test_a_volume_goes_back_to_a_checkpoint_and_forth_again(site: LiveSite) -> None:
+    """Only what differs is written; the target follows by the log; the safety checkpoint undoes it."""
+    chance = random.Random(7)
+    site.protect_volume("shop", SIZE)
+    put(site, {at * MIB: chance.randbytes(MIB // 2) for at in range(8)})
+    mark(site, "good")
+    good = contents(site.uri("shop/disk"))
+    put(
+        site,
+        {
+            0: chance.randbytes(BLOCK),  # changed
+            2 * MIB: good[2 * MIB : 2 * MIB + MIB // 2],  # written again as it was
+            12 * MIB: chance.randbytes(3 * BLOCK),  # nothing lay there
+        },
+    )
+    bad = contents(site.uri("shop/disk"))
+    site.wait_for_checkpoint("shop", after=site.rest.checkpoint("shop", "tag:good").time)
+    mark(site, "bad")
+
+    shown = site.dpac_json("restore", "shop", "--member", "disk", "--at", "tag:good", "--in-place", "--dry-run")
+    assert (0, BLOCK) in {(item["offset"], item["length"]) for item in shown["items"]}
+    assert contents(site.uri("shop/disk")) == bad
+
+    before_lsn = site.rest.group_status("shop").head_lsn
+    report = back(site, "tag:good")
+    journalled = site.rest.group_status("shop").head_lsn - before_lsn
+    print(f"{journalled} bytes were journalled to go back")
+    assert (report["bytes_written"], report["bytes_zeroed"]) == (BLOCK, 3 * BLOCK)
+    assert journalled < 32 * BLOCK, "what did not differ was written too"
+    assert contents(site.uri("shop/disk")) == good
+    operation = report["safety_tag"].removeprefix("before-restore-")
+    assert at_target(site, f"tag:after-restore-{operation}") == good
+    assert at_target(site, report["safety_checkpoint"]) == bad
+    assert site.rest.checkpoint("shop", f"tag:{report['safety_tag']}").id == report["safety_checkpoint"]
+
+    again = back(site, f"tag:{report['safety_tag']}")
+    assert again["bytes_written"] == 4 * BLOCK
+    assert contents(site.uri("shop/disk")) == bad
+    assert at_target(site, "tag:good") == good
+
+
+def test_connected_clients_are_in_the_way_until_they_are_dropped(site: LiveSite) -> None:
+    """Refused with nothing changed; forced, the client loses its connection and a new one finds the old content."""
+    site.protect_volume("shop", SIZE)
+    put(site, {0: b"good" * 1024})
+    mark(site, "good")
+    put(site, {0: b"bad!" * 1024})
+    words = ("restore", "shop", "--member", "disk", "--at", "tag:good", "--in-place", "--yes")
+    with connected(site.uri("shop/disk")) as disk:
+        refused = site.dpac(*words, status=1)
+        assert "1 client is connected" in refused.stderr
+        assert "--force-disconnect" in refused.stderr
+        write(disk, BLOCK, b"more" * 1024)
+        done = site.dpac(*words, "--force-disconnect")
+        assert "To undo: dpac restore shop --member disk --in-place --at tag:before-restore-op-" in done.stdout
+        with pytest.raises((OSError, EOFError, AssertionError)):
+            write(disk, 0, b"late" * 1024)
+    now = contents(site.uri("shop/disk"))
+    assert now[: 2 * BLOCK] == b"good" * 1024 + bytes(BLOCK)
+
+
+@pytest.mark.parametrize("victim", ["worker-0", "control"])
+def test_killed_half_way_it_says_how_to_go_on_and_back(site: LiveSite, victim: str) -> None:
+    """The volume has the beginning of the changes and else what it held; a second run finishes, the tag undoes."""
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    size = 192 * MIB
+    site.protect_volume("shop", size)
+    put(site, {at * MIB: chance.randbytes(MIB) for at in range(size // MIB)})
+    mark(site, "good")
+    good = contents(site.uri("shop/disk"))
+    put(site, {at * MIB: chance.randbytes(MIB) for at in range(size // MIB)})
+    bad = contents(site.uri("shop/disk"))
+
+    begun = site.rest.restore("shop", member="disk", at="tag:good", in_place=True)
+    until(lambda: writing(site, begun), "it writes")
+    head_lsn = site.rest.group_status("shop").head_lsn
+    until(lambda: site.rest.group_status("shop").head_lsn > head_lsn + MIB, "some of it is written")
+    site.kill(victim)
+    ended: list[Operation] = []
+
+    def over() -> bool:
+        with suppress(DpacError):
+            ended[:] = [site.rest.operation(begun.id)]
+        return bool(ended) and ended[0].phase in (Phase.FAILED, Phase.SUCCEEDED)
+
+    until(over, "the operation has ended")
+    error = ended[0].error or ""
+    assert ended[0].phase == Phase.FAILED, "the kill came too late to show anything"
+    assert f"--at tag:before-restore-{begun.id}` goes back" in error
+    assert "finishes that" in error
+    until(lambda: served(site), "the export is served")
+    now = contents(site.uri("shop/disk"))
+    blocks = [
+        "good"
+        if now[at : at + BLOCK] == good[at : at + BLOCK]
+        else "bad"
+        if now[at : at + BLOCK] == bad[at : at + BLOCK]
+        else "?"
+        for at in range(0, size, BLOCK)
+    ]
+    print(f"{blocks.count('good')} of {len(blocks)} blocks are back")
+    assert blocks == ["good"] * blocks.count("good") + ["bad"] * blocks.count("bad")
+    # Control alone is not missed: the worker goes on until it is told to stop.
+    assert victim == "control" or blocks.count("good") < len(blocks)
+
+    back(site, "tag:good")
+    assert contents(site.uri("shop/disk")) == good
+    back(site, f"tag:before-restore-{begun.id}")
+    assert contents(site.uri("shop/disk")) == bad
+
+
+def writing(site: LiveSite, operation: Operation) -> bool:
+    """Whether it has come to write."""
+    found = site.rest.operation(operation.id)
+    assert found.phase != Phase.FAILED, found.error
+    return found.steps[2].state == "running"
+
+
+def served(site: LiveSite) -> bool:
+    """Whether a client gets in."""
+    with suppress(OSError, EOFError, AssertionError), connected(site.uri("shop/disk")):
+        return True
+    return False
