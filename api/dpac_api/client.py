@@ -376,10 +376,18 @@ class Client:
         at: str = "latest",
         member: str | None = None,
         target: str | None = None,
+        hydrate: bool = True,
         request_id: str | None = None,
     ) -> Mount:
-        """Open a checkpoint for use at once."""
-        body = _body(MountRequest, request_id=request_id or new_request_id(), at=at, member=member, target=target)
+        """Open a checkpoint for use at once; with `hydrate`, its volumes are copied to the host behind their clients."""
+        body = _body(
+            MountRequest,
+            request_id=request_id or new_request_id(),
+            at=at,
+            member=member,
+            target=target,
+            hydrate=hydrate,
+        )
         return self._send(Mount, "POST", f"{_group(name)}/mounts", body, timeout_seconds=CHECKPOINT_TIMEOUT_SECONDS)
 
     def unmount(self, mount_id: str, *, request_id: str | None = None) -> None:

@@ -109,6 +109,24 @@ def reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, TargetSpec
     )
 
 
+def sharing_reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, TargetSpec], RepositoryReader]:
+    """The same, with one cache of blocks for all, and each segment's index once for all that use it at a time."""
+    from collections import defaultdict
+    from weakref import WeakValueDictionary
+
+    from dpac_engine.io.repository import BlockCache, RepositoryReader, StoredSegment
+
+    cache = BlockCache()
+    segments: defaultdict[str, WeakValueDictionary[str, StoredSegment]] = defaultdict(WeakValueDictionary)
+    return lambda group_uid, target: RepositoryReader(
+        open_repository_store(target, group_uid, meters),
+        group_uid,
+        keyring.data_key,
+        cache,
+        segments[target.model_dump_json()],
+    )
+
+
 def find_blueprint(name: str) -> Blueprint:
     """The blueprint of a name that the models allow."""
     from dpac_engine.io.blueprints.sqlite import SqliteBlueprint
@@ -137,6 +155,7 @@ def group_maker(
     """Makes a group's runtime in a worker; call it on the worker's event loop."""
     from dpac_engine.control.compaction import Compaction
     from dpac_engine.control.group import Group, GroupDeps
+    from dpac_engine.control.mount_holds import held_segments
     from dpac_engine.io.clock import SystemClock
     from dpac_engine.io.members.directory import DirectoryMember
     from dpac_engine.io.repository import RepositoryWriter
@@ -158,7 +177,7 @@ def group_maker(
         return DirectoryMember(Path(spec.path), journal, clock, index_folder, blueprint)
 
     def compactor(assignment: WorkerAssignment, leg: LegSpec) -> Compaction:
-        return Compaction(assignment.spec.journal, leg)
+        return Compaction(assignment.spec.journal, leg, lambda: held_segments(site.mounts, assignment.group_uid))
 
     def tails(assignment: WorkerAssignment, target: TargetSpec) -> TailStore:
         return open_tails(target, assignment.group_uid)
@@ -178,7 +197,13 @@ def build_mounts(
     from dpac_engine.io.members.tree_restore import restore_tree
 
     return Mounts(
-        worker, site.group("x").parent, site.mounts, reader_opener(keyring, meters), restore_tree, nbd_uri, executor
+        worker,
+        site.group("x").parent,
+        site.mounts,
+        sharing_reader_opener(keyring, meters),
+        restore_tree,
+        nbd_uri,
+        executor,
     )
 
 

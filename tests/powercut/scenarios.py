@@ -751,24 +751,68 @@ def _check_mount(root: Path, said: Said) -> None:
 
     async def story() -> None:
         place, loop = root / "mounts" / "1" / "disk", asyncio.get_running_loop()
-        volume = MountedVolume(StoredImage(content()), place, loop, ThreadPoolExecutor(1))  # type: ignore[arg-type]
+        volume = MountedVolume(StoredImage(content()), place, loop, ThreadPoolExecutor(1), "the boot after")
         assert volume.read_blocking(8192, 4096) == b"w" * 4096, "a flushed write to a mount is gone"
         assert volume.read_blocking(12288, 4096) == content()[12288:16384]
 
     asyncio.run(story())
 
 
+def _mount_hydrated(root: Path, say: Say) -> None:
+    from dpac_engine.io.hydration import Hydration
+    from dpac_engine.io.mounted_volume import MountedVolume
+    from tests.unit.test_mounted_volume import StoredImage, content
+
+    async def story() -> None:
+        place, loop = root / "mounts" / "1" / "disk", asyncio.get_running_loop()
+        place.mkdir(parents=True)
+        os.setxattr(root, SYNC_ATTRIBUTE, b"")
+        volume = MountedVolume(StoredImage(content()), place, loop, ThreadPoolExecutor(1))
+        await Hydration("mnt-1/disk", volume, asyncio.Lock()).run()
+
+    asyncio.run(story())
+
+
+def _check_hydrated(root: Path, said: Said) -> None:
+    from dpac_engine.io.mounted_volume import MountedVolume, Zeroes, hydrated_size
+    from tests.unit.test_mounted_volume import DEVICE_BYTES, content
+
+    async def story() -> None:
+        place, loop = root / "mounts" / "1" / "disk", asyncio.get_running_loop()
+        assert hydrated_size(place) == DEVICE_BYTES, "that it needs its target no more is forgotten"
+        volume = MountedVolume(Zeroes(DEVICE_BYTES), place, loop, ThreadPoolExecutor(1), "the boot after")
+        assert volume.read_blocking(0, DEVICE_BYTES) == content()
+
+    asyncio.run(story())
+
+
 def _mount_recorded(root: Path, say: Say) -> None:
     from dpac_engine.control.mounts import Mounts
+    from dpac_engine.core.checkpoints import Mark, MarkBody
 
-    (root / "mounts" / "1").mkdir(parents=True)
+    (root / "mounts").mkdir(parents=True)
     os.setxattr(root, SYNC_ATTRIBUTE, b"")
-    record = SimpleNamespace(model_dump_json=lambda: "{}")
-    Mounts._record(SimpleNamespace(_worker=0), root / "mounts" / "1", record)  # type: ignore[arg-type]
+    mark = Mark(1, 64, 1, MarkBody(1, 1, {}))
+    reader = SimpleNamespace(
+        refresh=lambda: None,
+        resolve=lambda _: mark,
+        members_at=lambda _: {},
+        refs_of=lambda _: [],
+        is_stored=lambda _: True,
+        image_of=lambda *_: None,
+    )
+    mounts = SimpleNamespace(_worker=0, _open_reader=lambda *_: reader)
+    request = SimpleNamespace(group_uid="1" * 32, target="copies", checkpoint=mark.id, members=[])
+    folder = root / "mounts" / "1"
+    Mounts._look_up(mounts, folder, request, None)  # type: ignore[arg-type]
+    Mounts._record(mounts, folder, SimpleNamespace(model_dump_json=lambda: "{}"))  # type: ignore[arg-type]
 
 
 def _check_recorded(root: Path, said: Said) -> None:
+    from dpac_engine.control.mount_holds import read_hold
+
     assert (root / "mounts" / "1" / "mount.json").read_text() == "0\n{}"
+    assert read_hold(root / "mounts" / "1") is not None, "compaction may delete what it reads"
 
 
 SCENARIOS = {
@@ -810,5 +854,6 @@ SCENARIOS = {
     "a long restore": Scenario((_written_back,), _nothing),
     "a restored volume": Scenario((_volume_restored,), _check_restored_volume),
     "a FLUSH of a mount": Scenario((_mount_flushed,), _check_mount),
+    "a hydrated mount": Scenario((_mount_hydrated,), _check_hydrated),
     "a mount": Scenario((_mount_recorded,), _check_recorded),
 }

@@ -20,7 +20,7 @@ from dpac_api.errors import NotFound
 from dpac_api.models import Checkpoint, CheckpointRequest, DataState, GroupStatus, MemberStatus, Mount, SlaState
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.child_process import ChildArguments
-from dpac_engine.control.worker_api import WorkerMount
+from dpac_engine.control.worker_api import MountStates, WorkerMount
 from dpac_engine.io.nbd.export import Export
 from tests.nbd.memory import MemoryExport
 
@@ -116,6 +116,9 @@ class NoMounts:
 
     def exports(self) -> Mapping[str, Export]:
         return {}
+
+    def states(self) -> MountStates:
+        return MountStates(mounts=[])
 
 
 def _crash_if_told(arguments: ChildArguments) -> None:

@@ -29,7 +29,7 @@ from dpac_engine.control.catalogue_groups import Host
 from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.plane import Deps
 from dpac_engine.control.recovery import MarkFilter, RangeView
-from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_api import MountState, MountStates, RewindProgress, WorkerMount, WorkerRewind
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, select
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange
@@ -182,6 +182,10 @@ class FakeWorker:
         await self._reach(f"unmount {mount_id}")
         if self.mounts.pop(mount_id, None) is None:
             raise NotFound("No such mount.")
+
+    async def mount_states(self) -> MountStates:
+        await self._reach("mount_states")
+        return MountStates(mounts=[MountState(mount_id=mount_id, hydrated_fraction=0.5) for mount_id in self.mounts])
 
 
 @dataclass

@@ -519,7 +519,11 @@ def test_a_mount_is_listed_until_it_is_unmounted(backend: Backend) -> None:
     mount = backend.post("/v1/groups/shop/mounts", at="tag:nightly", member="disk").json()
     assert mount["checkpoint"] == "ck-1-5"
     assert list(mount["members"]) == ["disk"]
-    assert backend.ask("GET", "/v1/mounts").json() == [mount]
+    assert backend.ask("GET", "/v1/mounts").json() == [{**mount, "hydrated_fraction": 0.5}]
+    backend.world.worker.down = True
+    (listed,) = backend.ask("GET", "/v1/mounts").json()
+    assert "does not answer" in listed["problem"]
+    backend.world.worker.down = False
     assert backend.ask("DELETE", f"/v1/mounts/{mount['id']}?request_id=request-u").status_code == 204
     assert backend.ask("GET", "/v1/mounts").json() == []
     assert backend.world.worker.mounts == {}

@@ -17,7 +17,7 @@ from dpac_api.errors import DpacError, Invalid, NotFound, TimedOut, Unreachable
 from dpac_api.models import Checkpoint, CheckpointRequest, DataState, GroupStatus, Mount, SlaState
 from dpac_engine.control.http_server import HttpServer
 from dpac_engine.control.sockets import listen_unix
-from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_api import MountState, MountStates, RewindProgress, WorkerMount, WorkerRewind
 from dpac_engine.control.worker_client import WorkerClient
 from dpac_engine.control.worker_rpc import METHODS, rpc_app
 
@@ -44,6 +44,7 @@ REWIND = WorkerRewind(
     operation_id="op-1", group_uid=UID, ordinal=1, member="disk", target="copies", checkpoint="ck-1-7"
 )
 REWOUND = RewindProgress(state="running", done_bytes=5, total_bytes=7, bytes_written=3)
+MOUNTS = MountStates(mounts=[MountState(mount_id="m1", hydrated_fraction=0.25, problem="slow")])
 
 
 class RecordingWorker:
@@ -98,6 +99,10 @@ class RecordingWorker:
     async def unmount(self, mount_id: str) -> None:
         await self._called("unmount", mount_id)
 
+    async def mount_states(self) -> MountStates:
+        await self._called("mount_states")
+        return MOUNTS
+
 
 def served(folder: Path, test: Callable[[RecordingWorker, WorkerClient], Awaitable[None]], **client: Any) -> None:
     """Run a test against a worker's socket."""
@@ -132,6 +137,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
         await client.rewind(REWIND)
         assert await client.rewind_progress(UID, "op-1") == REWOUND
         await client.release(UID, "op-1")
+        assert await client.mount_states() == MOUNTS
         assert worker.calls == [
             ("apply", UID),
             ("drop", UID),
@@ -144,6 +150,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
             ("rewind", REWIND),
             ("rewind_progress", UID, "op-1"),
             ("release", UID, "op-1"),
+            ("mount_states",),
         ]
         assert {call[0] for call in worker.calls} == set(METHODS)
 

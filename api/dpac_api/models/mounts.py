@@ -16,6 +16,9 @@ class MountRequest(Model):
     at: Selector = "latest"
     member: Name | None = Field(default=None, description="None: every member.")
     target: Name | None = None
+    hydrate: bool = Field(
+        default=True, description="Copy the volumes to the host behind their clients, so that the target may go away."
+    )
 
 
 class Mount(Model):
@@ -28,3 +31,8 @@ class Mount(Model):
     members: dict[str, str] = Field(description="Member -> NBD URI (volumes) or path (directories).")
     created: datetime
     note: str = Field(default="", description="Which newer checkpoints were passed over because of damage, if any.")
+    hydrated_fraction: float | None = Field(
+        default=None,
+        description="How much of the volumes is on the host; None: they are not copied, or there are none.",
+    )
+    problem: str = Field(default="", description="Why it is not served, or not copied on; it is tried again.")

@@ -136,10 +136,10 @@ def _row(session: Session, operation_id: str) -> OperationRow:
 # ------------------------------------------------------------------ mounts
 
 
-def list_mounts(session: Session) -> list[Mount]:
-    """What is mounted, oldest first."""
+def list_mounts(session: Session) -> list[tuple[int, Mount]]:
+    """(worker, mount) of what is mounted, oldest first."""
     rows = session.scalars(select(MountRow).order_by(MountRow.created))
-    return [Mount.model_validate(row.mount) for row in rows if row.mount is not None]
+    return [(row.worker, Mount.model_validate(row.mount)) for row in rows if row.mount is not None]
 
 
 def mount_row(session: Session, mount_id: str) -> MountRow:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 
 from dpac_api.errors import Corruption
 from dpac_api.models import JournalSpec, LegSpec
@@ -29,9 +29,11 @@ GRACE_NS = 24 * 3600 * 10**9
 class Compaction:
     """Compacts one leg's repository (`shipper.Compactor`)."""
 
-    def __init__(self, journal: JournalSpec, leg: LegSpec) -> None:
+    def __init__(self, journal: JournalSpec, leg: LegSpec, held: Callable[[], Set[str]] = frozenset) -> None:
+        """`held` names the segments that open mounts read, however long ago they were dropped."""
         self._journal = journal
         self._leg = leg
+        self._held = held
         self._left: set[str] = set()
         """Names of segments that stay as they are: damaged, or too large when unpacked."""
         self._may_merge = True
@@ -162,10 +164,18 @@ class Compaction:
         stray = listed - set(state.segments) - set(state.dropped)
         if stray:
             commit([], sorted(stray))
-        for name, since in state.dropped.items():
-            if name in listed and now_ns - since > GRACE_NS:
-                writer.store.delete(name)
+        due = {name for name, since in state.dropped.items() if name in listed and now_ns - since > GRACE_NS}
+        for name in sorted(due - self._held_or_all(due)):
+            writer.store.delete(name)
         needed = (state.last.seq // COMPLETE_EVERY - 1) * COMPLETE_EVERY
         for key in list(writer.store.list("m/")):
             if key < manifest_key(needed):
                 writer.store.delete(key)
+
+    def _held_or_all(self, due: Set[str]) -> Set[str]:
+        """Which of these must stay; all of them while that cannot be told."""
+        try:
+            return self._held() if due else due
+        except Corruption as error:
+            log.error("what was dropped is not deleted: %s", error.message)
+            return due

@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from dpac_api.errors import DpacError, NotFound
+from dpac_api.errors import Conflict, DpacError, NotFound
 from dpac_api.models import Model, Mount, TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.moments import moment
-from dpac_engine.control.worker_api import WorkerMount
+from dpac_engine.control.mount_holds import Hold, hold, let_go, read_hold
+from dpac_engine.control.worker_api import MountState, MountStates, WorkerMount
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState
 from dpac_engine.io.files import make_folder, replace_file
-from dpac_engine.io.mounted_volume import MountedVolume
+from dpac_engine.io.hydration import Hydration
+from dpac_engine.io.mounted_volume import DeviceImage, MountedVolume, Zeroes, hydrated_size
 from dpac_engine.io.nbd.export import Export
 from dpac_engine.io.repository import RepositoryReader
 
 log = logging.getLogger(__name__)
+
+MOUNTS_MAX = 100
+"""Of one worker: each volume of a mount takes three file descriptors."""
+OPEN_AGAIN_SECONDS = 2.0
 
 OpenReader = Callable[[str, TargetSpec], RepositoryReader]
 RestoreTree = Callable[[Iterable[tuple[bytes, bytes]], Callable[[bytes], bytes], Path, Callable[[int], None]], int]
@@ -40,6 +47,16 @@ class _MountFile(Model):
     mount: Mount
     lsn: int = 0
     """Where the checkpoint lies. The end of a tail bears the number of the next mark, which lies further on."""
+
+
+@dataclass
+class _Open:
+    """A mount that is served."""
+
+    mount: Mount
+    volumes: dict[str, MountedVolume]
+    hydrations: list[Hydration] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
 
 
 class Mounts:
@@ -62,20 +79,38 @@ class Mounts:
         self._restore_tree = restore_tree
         self._nbd_uri = nbd_uri
         self._executor = executor
-        self._open: dict[str, tuple[Mount, dict[str, MountedVolume]]] = {}
+        self._open: dict[str, _Open] = {}
+        self._closed: dict[str, str] = {}
+        """Mounts of an earlier run that could not be opened again yet -> why."""
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._opening: asyncio.Task[None] | None = None
 
     def exports(self) -> Mapping[str, Export]:
         """Export name (`mount-ID/MEMBER`) -> device."""
         return {
             f"mount-{mount_id}/{name}": volume
-            for mount_id, (_, volumes) in self._open.items()
-            for name, volume in volumes.items()
+            for mount_id, opened in self._open.items()
+            for name, volume in opened.volumes.items()
         }
+
+    def states(self) -> MountStates:
+        """See `WorkerApi.mount_states`."""
+        return MountStates(
+            mounts=[
+                *(_state(mount_id, opened.hydrations) for mount_id, opened in self._open.items()),
+                *(MountState(mount_id=mount_id, problem=why) for mount_id, why in self._closed.items()),
+            ]
+        )
 
     async def open(self, request: WorkerMount) -> Mount:
         """Open a checkpoint's members. Unrecoverable if the target does not hold it; nothing is left behind then."""
         if request.mount_id in self._open:
-            return self._open[request.mount_id][0]
+            return self._open[request.mount_id].mount
+        if len(self._open) >= MOUNTS_MAX:
+            raise Conflict(
+                f"Worker {self._worker} has {MOUNTS_MAX} mounts open, as many as it takes. Close some first (`dpac mounts`, "
+                "`dpac unmount ID`)."
+            )
         text = (self._groups / request.group_uid / "assignment.json").read_text()
         assignment = WorkerAssignment.model_validate_json(text)
         if request.target not in assignment.targets:
@@ -85,7 +120,7 @@ class Mounts:
         target = assignment.targets[request.target]
         folder = self._folder / request.mount_id
         try:
-            image, mark, members = await asyncio.to_thread(self._look_up, request, target)
+            image, mark, members = await asyncio.to_thread(self._look_up, folder, request, target)
             paths = await self._open_members(folder, image, members, fill=True)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, True)
@@ -100,18 +135,16 @@ class Mounts:
         )
         record = _MountFile(request=request, group=assignment.name, target=target, mount=mount, lsn=mark.lsn)
         await asyncio.to_thread(self._record, folder, record)
-        self._open[request.mount_id] = (
-            mount,
-            {name: path for name, path in paths.items() if not isinstance(path, Path)},
-        )
+        self._serve(record, paths)
         return mount
 
     def _record(self, folder: Path, record: _MountFile) -> None:
         replace_file(folder / "mount.json", f"{self._worker}\n{record.model_dump_json()}".encode())
 
     def _look_up(
-        self, request: WorkerMount, target: TargetSpec, lsn: int = 0
+        self, folder: Path, request: WorkerMount, target: TargetSpec, lsn: int = 0
     ) -> tuple[Image, Mark, dict[int, MemberState]]:
+        """Find the checkpoint, and hold what it is made of."""
         reader = self._open_reader(request.group_uid, target)
         reader.refresh()
         mark = reader.resolve(request.checkpoint)
@@ -124,22 +157,31 @@ class Mounts:
                 f"Checkpoint {mark.id} at {request.target} does not hold {', '.join(sorted(missing))}: "
                 "it was not protected yet then. Choose a later checkpoint or other members."
             )
-        return reader.image(mark), mark, members
+        refs = reader.refs_of(mark)
+        make_folder(folder)
+        if all(reader.is_stored(ref) for ref in refs):  # what a tail tells is stored later, under other names
+            hold(folder, Hold(request.group_uid, mark.lsn, refs, members))
+        return reader.image_of(refs, mark.lsn), mark, members
 
     async def _open_members(
         self, folder: Path, image: Image, members: Mapping[int, MemberState], *, fill: bool
     ) -> dict[str, MountedVolume | Path]:
         opened: dict[str, MountedVolume | Path] = {}
-        for ordinal, member in members.items():
-            place = folder / member.name
-            await asyncio.to_thread(make_folder, place)
-            if member.kind == "volume":
-                volume = await asyncio.to_thread(image.volume, ordinal)
-                opened[member.name] = MountedVolume(volume, place, asyncio.get_running_loop(), self._executor)
-            else:
-                if fill:
-                    await asyncio.to_thread(self._fill, image, ordinal, place)
-                opened[member.name] = place
+        try:
+            for ordinal, member in members.items():
+                place = folder / member.name
+                await asyncio.to_thread(make_folder, place)
+                if member.kind == "volume":
+                    under = await asyncio.to_thread(_under_overlay, image, ordinal, place)
+                    opened[member.name] = MountedVolume(under, place, asyncio.get_running_loop(), self._executor)
+                else:
+                    if fill:
+                        await asyncio.to_thread(self._fill, image, ordinal, place)
+                    opened[member.name] = place
+        except BaseException:
+            for volume in _volumes(opened).values():
+                volume.close()
+            raise
         return opened
 
     def _fill(self, image: Image, ordinal: int, place: Path) -> None:
@@ -152,27 +194,110 @@ class Mounts:
             for name, what in opened.items()
         }
 
+    # ------------------------------------------------------------ hydration
+
+    def _serve(self, record: _MountFile, paths: Mapping[str, MountedVolume | Path]) -> None:
+        mount_id, volumes = record.request.mount_id, _volumes(paths)
+        self._open[mount_id] = opened = _Open(record.mount, volumes)
+        self._closed.pop(mount_id, None)
+        turn = self._turns.setdefault(record.target.location, asyncio.Lock())
+        if record.request.hydrate:
+            opened.hydrations = [Hydration(f"{mount_id}/{name}", volume, turn) for name, volume in volumes.items()]
+        if opened.hydrations or not volumes:
+            opened.task = asyncio.create_task(self._hydrate(mount_id, opened), name=f"hydrate {mount_id}")
+
+    async def _hydrate(self, mount_id: str, opened: _Open) -> None:
+        try:
+            await asyncio.gather(*(hydration.run() for hydration in opened.hydrations))
+            await asyncio.to_thread(let_go, self._folder / mount_id)
+        except Exception:  # the mount is served as it was; its log has the reason
+            log.exception("mount %s is not copied on", mount_id)
+
+    # ------------------------------------------------------------ the end, and the next start
+
     async def close(self, mount_id: str) -> None:
         """See `WorkerApi.unmount`."""
-        if mount_id not in self._open:
+        folder = self._folder / mount_id
+        if mount_id not in self._open and mount_id not in self._closed:
             raise NotFound(f"There is no mount {mount_id}. `dpac mounts` lists those that are open.")
-        _, volumes = self._open.pop(mount_id)
-        for volume in volumes.values():
-            volume.close()
-        await asyncio.to_thread(shutil.rmtree, self._folder / mount_id)
+        self._closed.pop(mount_id, None)
+        opened = self._open.pop(mount_id, None)
+        if opened is not None:
+            if opened.task is not None:
+                opened.task.cancel()
+                await asyncio.gather(opened.task, return_exceptions=True)
+            for volume in opened.volumes.values():
+                volume.close()
+        await asyncio.to_thread(shutil.rmtree, folder)
 
     async def restore_all(self) -> None:
-        """Open again what was open when the worker ended; one that cannot be opened is logged and left for later."""
+        """Open again what was open when the worker ended; what cannot be opened yet is tried again behind."""
+        records = {}
         for path in sorted(self._folder.glob("*/mount.json")):
             worker, _, text = path.read_text().partition("\n")
-            if int(worker) != self._worker:
-                continue
-            record = _MountFile.model_validate_json(text)
+            if int(worker) == self._worker:
+                records[path.parent] = _MountFile.model_validate_json(text)
+        waiting = await self._open_again(records)
+        if waiting:
+            self._opening = asyncio.create_task(self._keep_opening(waiting), name="open mounts again")
+
+    async def _keep_opening(self, waiting: dict[Path, _MountFile]) -> None:
+        while waiting:
+            await asyncio.sleep(OPEN_AGAIN_SECONDS)
+            waiting = await self._open_again(
+                {path: each for path, each in waiting.items() if path.name in self._closed}
+            )
+
+    async def _open_again(self, records: Mapping[Path, _MountFile]) -> dict[Path, _MountFile]:
+        """Returns those that could not be opened."""
+        waiting = {}
+        for folder, record in records.items():
+            mount_id = record.request.mount_id
             try:
-                image, _, members = await asyncio.to_thread(self._look_up, record.request, record.target, record.lsn)
-                opened = await self._open_members(path.parent, image, members, fill=False)
+                image, members = await asyncio.to_thread(self._find_again, folder, record)
+                paths = await self._open_members(folder, image, members, fill=False)
             except DpacError as error:
-                log.error("mount %s stays closed: %s", record.request.mount_id, error.message)
+                if self._closed.get(mount_id) != error.message:
+                    log.error("mount %s stays closed for now: %s", mount_id, error.message)
+                self._closed[mount_id] = error.message
+                waiting[folder] = record
                 continue
-            volumes = {name: what for name, what in opened.items() if not isinstance(what, Path)}
-            self._open[record.request.mount_id] = (record.mount, volumes)
+            self._serve(record, paths)
+        return waiting
+
+    def _find_again(self, folder: Path, record: _MountFile) -> tuple[Image, Mapping[int, MemberState]]:
+        held = read_hold(folder)
+        request = record.request
+        if held is not None:
+            reader = self._open_reader(request.group_uid, record.target)
+            return reader.image_of(held.segments, held.lsn), held.members
+        kept = {name: hydrated_size(folder / name) for name in request.members}
+        if all(size is not None or name not in _exported(record) for name, size in kept.items()):
+            kinds = {name: "volume" if name in _exported(record) else "directory" for name in kept}
+            members = {at: MemberState("", kinds[name], name) for at, name in enumerate(kept)}
+            return Image(list, record.lsn), members
+        image, _, found = self._look_up(folder, request, record.target, record.lsn)
+        return image, found
+
+
+def _under_overlay(image: Image, ordinal: int, place: Path) -> DeviceImage:
+    size_bytes = hydrated_size(place)
+    return image.volume(ordinal) if size_bytes is None else Zeroes(size_bytes)
+
+
+def _exported(record: _MountFile) -> set[str]:
+    """The volumes of a mount."""
+    return {name for name, where in record.mount.members.items() if where.startswith("nbd")}
+
+
+def _volumes(opened: Mapping[str, MountedVolume | Path]) -> dict[str, MountedVolume]:
+    return {name: what for name, what in opened.items() if not isinstance(what, Path)}
+
+
+def _state(mount_id: str, hydrations: Sequence[Hydration]) -> MountState:
+    fraction = sum(one.fraction for one in hydrations) / len(hydrations) if hydrations else None
+    return MountState(
+        mount_id=mount_id,
+        hydrated_fraction=fraction,
+        problem=next((one.problem for one in hydrations if one.problem), ""),
+    )

@@ -49,7 +49,7 @@ from dpac_engine.control.recovery import Keyring, Recovery, Signer
 from dpac_engine.control.restore_in_place import restoring
 from dpac_engine.control.timeline import GroupView, Timeline, view_active_groups, view_group
 from dpac_engine.control.verify import Verify
-from dpac_engine.control.worker_api import WorkerApi, WorkerMount
+from dpac_engine.control.worker_api import MountStates, WorkerApi, WorkerMount
 from dpac_engine.core.costs import monthly_cost
 from dpac_engine.core.ports import Clock
 
@@ -356,6 +356,19 @@ class Plane:
 
     # -------------------------------------------------------------- mounts
 
+    async def mounts(self) -> list[Mount]:
+        """What is mounted, oldest first, with what its workers say of it."""
+        found: list[tuple[int, Mount]] = await self.read(journal.list_mounts)
+        indexes = sorted({index for index, _ in found})
+        told = dict(zip(indexes, await asyncio.gather(*map(self._mount_states, indexes)), strict=True))
+        return [mount.model_copy(update=_update(told[index], mount.id)) for index, mount in found]
+
+    async def _mount_states(self, worker: int) -> MountStates | DpacError:
+        try:
+            return await self._worker(worker).mount_states()
+        except DpacError as error:
+            return error
+
     async def mount(self, request: Request, name: str, body: MountRequest) -> Mount:
         """Open a checkpoint for use. The mount's id comes from the request's, so that a retry never makes a second one."""
         group = await self.view(name)
@@ -368,7 +381,14 @@ class Plane:
                 await worker.unmount(mount_id)
         try:
             mount = await worker.mount(
-                WorkerMount(mount_id=mount_id, group_uid=group.uid, target=target, checkpoint=mark.id, members=members)
+                WorkerMount(
+                    mount_id=mount_id,
+                    group_uid=group.uid,
+                    target=target,
+                    checkpoint=mark.id,
+                    members=members,
+                    hydrate=body.hydrate,
+                )
             )
         except DpacError as cause:
             if not isinstance(cause, Temporary):
@@ -427,6 +447,15 @@ class Plane:
 
 def _bare(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if key != "request_id"}
+
+
+def _update(told: MountStates | DpacError, mount_id: str) -> dict[str, Any]:
+    if isinstance(told, DpacError):
+        return {"problem": told.message}
+    state = next((state for state in told.mounts if state.mount_id == mount_id), None)
+    if state is None:
+        return {"problem": "The worker does not serve it yet. It opens it again at its start; try again in a moment."}
+    return {"hydrated_fraction": state.hydrated_fraction, "problem": state.problem}
 
 
 def _note_mount(session: Session, mount_id: str, mount: Mount) -> None:

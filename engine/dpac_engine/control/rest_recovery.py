@@ -213,8 +213,7 @@ def mount_routes(plane: Plane) -> APIRouter:
     @routes.get("/mounts", dependencies=[requires(plane, "read")])
     async def list_mounts() -> list[Mount]:
         """What is mounted, oldest first."""
-        found: list[Mount] = await plane.read(journal.list_mounts)
-        return found
+        return await plane.mounts()
 
     @routes.post("/groups/{name}/mounts", dependencies=[requires(plane, "admin")])
     async def mount(name: Name, body: MountRequest) -> Mount:

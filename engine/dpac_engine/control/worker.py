@@ -19,7 +19,7 @@ from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
 from dpac_engine.control import absent_group
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.runtime import Runtime
-from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_api import MountStates, RewindProgress, WorkerMount, WorkerRewind
 from dpac_engine.core.ports import Clock
 from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
@@ -50,6 +50,9 @@ class MountTable(Protocol):
 
     def exports(self) -> Mapping[str, Export]:
         """Export name (`mount-ID/MEMBER`) -> device."""
+
+    def states(self) -> MountStates:
+        """See `WorkerApi.mount_states`."""
 
 
 @dataclass
@@ -228,6 +231,10 @@ class Worker:
     async def unmount(self, mount_id: str) -> None:
         """See `WorkerApi.unmount`."""
         await self._mounts.close(mount_id)
+
+    async def mount_states(self) -> MountStates:
+        """See `WorkerApi.mount_states`."""
+        return self._mounts.states()
 
     def _running(self, uid: str) -> Runtime:
         group = self._groups.get(uid)

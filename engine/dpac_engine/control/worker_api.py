@@ -15,6 +15,23 @@ class WorkerMount(Model):
     target: Name
     checkpoint: str
     members: list[Name]
+    hydrate: bool = False
+    """Copy the volumes behind their clients, so that the mount needs the target no more."""
+
+
+class MountState(Model):
+    """What a worker says of an open mount, or of one that it could not open again yet."""
+
+    mount_id: str
+    hydrated_fraction: float | None = None
+    """None: it is not being copied."""
+    problem: str = ""
+
+
+class MountStates(Model):
+    """All mounts of a worker."""
+
+    mounts: list[MountState]
 
 
 class WorkerRewind(Model):
@@ -85,3 +102,6 @@ class WorkerApi(Protocol):
 
     async def unmount(self, mount_id: str) -> None:
         """Close a mount and delete its overlay. NotFound if there is none."""
+
+    async def mount_states(self) -> MountStates:
+        """How its mounts are."""

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from dpac_api.errors import DpacError, TimedOut, Unreachable, from_wire
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
-from dpac_engine.control.worker_api import RewindProgress, WorkerMount, WorkerRewind
-from dpac_engine.control.worker_rpc import CheckpointOfGroup, OfGroup, OfMount, OfOperation
+from dpac_engine.control.worker_api import MountStates, RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_rpc import CheckpointOfGroup, OfGroup, OfMount, OfOperation, OfWorker
 
 CONNECT_SECONDS = 2.0
 STATUS_SECONDS = 5.0
@@ -79,6 +79,10 @@ class WorkerClient:
     async def unmount(self, mount_id: str) -> None:
         """See `WorkerApi.unmount`."""
         await self._call("unmount", OfMount(mount_id=mount_id), ACT_SECONDS)
+
+    async def mount_states(self) -> MountStates:
+        """See `WorkerApi.mount_states`."""
+        return await self._ask("mount_states", OfWorker(), self._status_seconds, MountStates)
 
     async def close(self) -> None:
         """Close the connections."""

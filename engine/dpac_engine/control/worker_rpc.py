@@ -43,6 +43,10 @@ class OfMount(Model):
     mount_id: str
 
 
+class OfWorker(Model):
+    """A call about the worker itself."""
+
+
 class Method(NamedTuple):
     """How a call is read and carried out."""
 
@@ -64,6 +68,7 @@ METHODS: dict[str, Method] = {
     "release": Method(OfOperation, lambda worker, body: worker.release(body.group_uid, body.operation_id)),
     "mount": Method(WorkerMount, lambda worker, body: worker.mount(body)),
     "unmount": Method(OfMount, lambda worker, body: worker.unmount(body.mount_id)),
+    "mount_states": Method(OfWorker, lambda worker, _: worker.mount_states()),
 }
 
 

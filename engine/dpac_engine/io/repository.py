@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -175,12 +175,20 @@ class StoredSegment:
 class RepositoryReader:
     """What a target holds of a group. `refresh` before use; safe for one thread at a time."""
 
-    def __init__(self, store: Store, group_uid: str, data_keys: DataKeys, cache: BlockCache | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        group_uid: str,
+        data_keys: DataKeys,
+        cache: BlockCache | None = None,
+        segments: MutableMapping[str, StoredSegment] | None = None,
+    ) -> None:
+        """`cache` and `segments`, by name, may be shared among the readers of one target."""
         self.store = store
         self.group_uid = group_uid
         self.data_keys = data_keys
         self.cache = cache or BlockCache()
-        self._segments: dict[str, StoredSegment] = {}
+        self._segments: MutableMapping[str, StoredSegment] = {} if segments is None else segments
         self._tails = TailReader(store, data_keys, group_uid)
         self._tail: TailSegment | None = None
         self.state: RepositoryState | None = None
@@ -333,14 +341,27 @@ class RepositoryReader:
 
     def stored(self, ref: SegmentRef) -> StoredSegment:
         """A segment that a manifest names."""
-        if ref.name not in self._segments:
-            self._segments[ref.name] = StoredSegment(self.store, ref, self.data_keys, self.cache)
-        return self._segments[ref.name]
+        found = self._segments.get(ref.name)
+        if found is None:
+            found = self._segments[ref.name] = StoredSegment(self.store, ref, self.data_keys, self.cache)
+        return found
 
     def image(self, mark: Mark) -> Image:
         """The group at a checkpoint."""
-        segments = [self.segment(ref) for ref in self.refs() if ref.lsn_from <= mark.lsn]
-        return Image(lambda: _opened(segments), mark.lsn)
+        return self.image_of(self.refs_of(mark), mark.lsn)
+
+    def refs_of(self, mark: Mark) -> list[SegmentRef]:
+        """The segments that a checkpoint is made of, as they are now: compaction may replace them."""
+        return [ref for ref in self.refs() if ref.lsn_from <= mark.lsn]
+
+    def image_of(self, refs: Iterable[SegmentRef], lsn: int) -> Image:
+        """The group at an LSN, out of segments that were its own once and are still there."""
+        segments = [self.segment(ref) for ref in refs]
+        return Image(lambda: _opened(segments), lsn)
+
+    def is_stored(self, ref: SegmentRef) -> bool:
+        """A manifest names it: it does not come from a tail."""
+        return self._tail is None or ref.name != self._tail.ref.name
 
     def members_at(self, mark: Mark) -> dict[int, MemberState]:
         """The members that the checkpoint holds here, by ordinal; empty if it is not recoverable here."""

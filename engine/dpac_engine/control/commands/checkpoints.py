@@ -154,11 +154,14 @@ def mount(
     at: At = "latest",
     member: Annotated[str | None, typer.Option("--member", help="Only this member; else all.")] = None,
     target: FromTarget = None,
+    hydrate: Annotated[
+        bool, typer.Option("--hydrate/--no-hydrate", help="Copy the volumes to this host behind their clients.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Open a checkpoint for use at once: volumes as writable NBD exports, directories as folders."""
     with client() as site:
-        made = site.mount(group, at=at, member=member, target=target)
+        made = site.mount(group, at=at, member=member, target=target, hydrate=hydrate)
     if json:
         print_json(made)
         return
@@ -178,14 +181,17 @@ def unmount(mount_id: Annotated[str, typer.Argument(metavar="MOUNT", help="The m
 
 
 def mounts(json: Json = False, limit: Limit = PAGE, cursor: Cursor = None) -> None:
-    """What is mounted."""
+    """What is mounted, how much of its volumes is copied to this host, and what is wrong with it, if anything."""
     with client() as site:
         found, more = page_of(site.mounts(), lambda mount: mount.id, limit, cursor)
     if json:
         print_page(found, more)
         return
     for made in found:  # lines and no table: a URI that is folded cannot be copied
-        say(f"{made.id}: {made.group} at {made.checkpoint} of {moment(made.checkpoint_time)}")
+        copied = "" if made.hydrated_fraction is None else f", {int(made.hydrated_fraction * 100)} % copied"
+        say(f"{made.id}: {made.group} at {made.checkpoint} of {moment(made.checkpoint_time)}{copied}")
+        if made.problem:
+            say(f"  [yellow]{escape(made.problem)}[/yellow]")
         for name, where in sorted(made.members.items()):
             say(f"  {name}: {where}")
     say_more(more)
