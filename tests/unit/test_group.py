@@ -323,6 +323,7 @@ def test_an_idle_group_ships_its_checkpoints_and_its_spool_is_let_go(
 ) -> None:
     """Nothing is written, and yet the newest checkpoint at the target is never old."""
     monkeypatch.setattr(sealing, "MARKS_SECONDS", 2)
+    monkeypatch.setattr(group_module, "IDLE_DURABLE_SECONDS", 0.05)
 
     async def story(site: Site) -> None:
         group = site.group()
@@ -336,6 +337,28 @@ def test_an_idle_group_ships_its_checkpoints_and_its_spool_is_let_go(
             assert group.stamp() - begun >= 2 * 10**9  # together, and not one by one
             assert site.reader().resolve("latest").sequence == leg.last_mark.sequence
             assert leg.memory.cursor > cursor
+
+    run(tmp_path, story)
+
+
+def test_an_idle_group_leaves_its_disk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once everything is stored, its checkpoints go on and nothing is synced; a change is made durable at once."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        await until(lambda: not group._has_news())
+        stored: list[object] = []
+        monkeypatch.setattr(group_module, "replace_file", lambda *arguments: stored.append(arguments))
+        durable_lsn, sequence = group.spool.durable_lsn, group.state.sequence
+        await until(lambda: group.state.sequence > sequence + 20)
+        assert group.spool.durable_lsn == durable_lsn
+        assert stored == []
+        write(group, 0, b"x" * 4096)
+        head_lsn = group.spool.head_lsn
+        await until(lambda: group.spool.durable_lsn >= head_lsn)
+        monkeypatch.undo()
 
     run(tmp_path, story)
 

@@ -43,6 +43,11 @@ log = logging.getLogger(__name__)
 MARK_SECONDS = 1.0
 MAINTAIN_SECONDS = 1.0
 ATTACH_RETRY_SECONDS = 5.0
+STORE_SECONDS = 10.0
+STORE_BYTES = 2**20
+"""State is stored once so much time has passed, or so much journal, since: an idle group leaves its disk alone."""
+IDLE_DURABLE_SECONDS = 60.0
+"""Marks of a group that does not change are made durable so seldom."""
 
 
 class GroupDeps(NamedTuple):
@@ -89,6 +94,8 @@ class Group:
         self._marked_lsn = 0
         self._opened_lsn = 0
         self._changed_since_ns = 0
+        self._idle_durable_at = self._stored_at = 0.0
+        self._told = b""
         self._tasks: list[asyncio.Task[None]] = []
         self.rewinds = Rewinds(self, deps.open_reader)
         self._applying = asyncio.Lock()
@@ -370,7 +377,8 @@ class Group:
             tags=list(tags),
             epoch=self.epochs[-1][0],
         )
-        if self.spool.head_lsn > self._marked_lsn:
+        changed = self.spool.head_lsn > self._marked_lsn
+        if changed:
             self._changes.append(_Change(self.spool.head_lsn, self._changed_since_ns))
         stamp = self.stamp()
         try:
@@ -381,7 +389,10 @@ class Group:
         self.state.sequence += 1
         self._marked_lsn = self.spool.head_lsn
         self._changed_since_ns = stamp
-        self.spool.when_durable(self.spool.head_lsn, lambda _: None)
+        wanted = tags or app or any(leg.awaits_mark for leg in self.legs.values())
+        if changed or wanted or self._loop.time() >= self._idle_durable_at:
+            self._idle_durable_at = self._loop.time() + IDLE_DURABLE_SECONDS
+            self.spool.when_durable(self.spool.head_lsn, lambda _: None)
         return Mark(self.epochs[-1][0], lsn, stamp, body)
 
     async def _mark_forever(self) -> None:
@@ -468,11 +479,22 @@ class Group:
                     await member.give_up_failed()
                 await self._return.attempt(self._loop.time())
                 await self._hold_quota()
-                await self._store()
+                if self._has_news():
+                    await self._store()
             except OSError as error:
                 self._not_stored(error)
             except Exception:
                 log.exception("upkeep of group %s failed", self.assignment.name)
+
+    def _has_news(self) -> bool:
+        """Storing the state would tell something new, or free space of the spool."""
+        low_lsn = min([self.spool.durable_lsn, *(m.applied_lsn for m in self.members.values()), *self._cursors()])
+        return (
+            low_lsn - self.spool.released_lsn > STORE_BYTES
+            or self._loop.time() > self._stored_at + STORE_SECONDS
+            or bool(self.store_error)
+            or group_state.told(self.state) != self._told
+        )
 
     async def _store(self) -> None:
         """Remember how far everything is, durably; then the spool may recycle what is needed no more."""
@@ -481,8 +503,9 @@ class Group:
         if self.state.scan_lsn >= self._opened_lsn:
             self.state.scan_incarnation = self.state.incarnation
         self.state.stamp = self.stamp()
-        cursors = self._cursors()
+        cursors, told, now = self._cursors(), group_state.told(self.state), self._loop.time()
         await self.store_state()
+        self._told, self._stored_at = told, now
         cursors += self._cursors()  # a leg that was lost may have come back meanwhile
         self.store_error = ""
         sending = [lsn for leg in self.sync_legs.values() if (lsn := leg.holds_lsn) is not None]

@@ -404,6 +404,11 @@ class Shipper:
         """Age of the oldest change that is not at the target; 0 if there is none."""
         return self._oldest_age_seconds() or 0.0
 
+    @property
+    def awaits_mark(self) -> bool:
+        """The next mark is to be shipped even if nothing changed."""
+        return self._writer is not None and self._unmarked()
+
     def _unmarked(self) -> bool:
         """A member is whole at the target, or would be with what is here now, but no checkpoint there holds it yet."""
         infos, members = self.group.member_infos(), self._members()
