@@ -13,14 +13,15 @@ import pytest
 from tests.tools import pulumi_environment
 
 _ONE_AFTER_ANOTHER = ("pulumi", "e2e", "soak")
-"""Marks of tests that start real processes: under xdist they share one worker, so that they never compete for time."""
+"""Marks of tests that start real processes: under xdist those of one file share a worker, and so never more than two
+files compete for time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the tests of real processes first: they are the longest queue. `--dist loadgroup` keeps them in it."""
     queued = [item for item in items if any(item.get_closest_marker(mark) for mark in _ONE_AFTER_ANOTHER)]
     for item in queued:
-        item.add_marker(pytest.mark.xdist_group("processes"))
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
     chosen = set(queued)
     items[:] = queued + [item for item in items if item not in chosen]
 
