@@ -29,6 +29,7 @@ from dpac_api.models import (
     Group,
     GroupSpec,
     GroupStatus,
+    HoldRequest,
     Model,
     Mount,
     MountRequest,
@@ -209,6 +210,7 @@ class Client:
         target: str | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
+        held: bool | None = None,
     ) -> CheckpointPage:
         """One page of a group's checkpoints, newest first."""
         return self._get(
@@ -221,6 +223,7 @@ class Client:
             target=target,
             before=before.isoformat() if before else None,
             after=after.isoformat() if after else None,
+            held=None if held is None else str(held).lower(),
         )
 
     def every_checkpoint(self, name: str, **filters: Any) -> Iterator[Checkpoint]:
@@ -277,6 +280,25 @@ class Client:
         return self._send(
             Checkpoint, "POST", f"{_group(name)}/checkpoints", body, timeout_seconds=CHECKPOINT_TIMEOUT_SECONDS
         )
+
+    def hold(
+        self,
+        name: str,
+        checkpoint: str,
+        *,
+        reason: str = "",
+        until: datetime | None = None,
+        request_id: str | None = None,
+    ) -> Checkpoint:
+        """Keep the checkpoint that a selector means, at every target that has it, until it is released."""
+        body = _body(
+            HoldRequest, request_id=request_id or new_request_id(), checkpoint=checkpoint, reason=reason, until=until
+        )
+        return self._send(Checkpoint, "POST", f"{_group(name)}/holds", body, timeout_seconds=CHECKPOINT_TIMEOUT_SECONDS)
+
+    def release(self, name: str, checkpoint: str, *, request_id: str | None = None) -> None:
+        """Hold a checkpoint no longer. Raises `NotFound` if it is not held."""
+        self._delete(f"{_group(name)}/holds/{_part(checkpoint)}", request_id=request_id or new_request_id())
 
     # ------------------------------------------------------------------ operations
 

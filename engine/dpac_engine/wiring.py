@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dpac_engine.io.blueprints.blueprint import Blueprint
     from dpac_engine.io.keys import Keyring
     from dpac_engine.io.members.directory import DirectoryMember
-    from dpac_engine.io.repository import RepositoryReader
+    from dpac_engine.io.repository import RepositoryReader, RepositoryWriter
     from dpac_engine.io.stores.counting import Meter, Meters
     from dpac_engine.io.stores.s3 import S3Store
 
@@ -143,9 +143,28 @@ def build_recovery(keyring: Keyring, meters: Meters) -> TargetRecovery:
         lambda target: open_store(target, meters.of(target.location)),
         examine_target,
         reader_opener(keyring, meters),
+        writer_opener(keyring, meters, READER_RETRY_SECONDS),
         restore_tree,
         find_blueprint,
         keyring.check_stored,
+    )
+
+
+def writer_opener(
+    keyring: Keyring, meters: Meters, retry_seconds: float
+) -> Callable[[str, str, TargetSpec], RepositoryWriter]:
+    """Opens a group's repository at a target, to write with one of its data keys."""
+    from dpac_engine.io.clock import SystemClock
+    from dpac_engine.io.repository import RepositoryWriter
+
+    clock = SystemClock()
+    return lambda group_uid, key_id, target: RepositoryWriter(
+        open_repository_store(target, group_uid, meters, retry_seconds),
+        group_uid,
+        key_id,
+        keyring.wrapped(key_id),
+        keyring.data_key,
+        clock,
     )
 
 
@@ -158,19 +177,13 @@ def group_maker(
     from dpac_engine.control.mount_holds import held_segments
     from dpac_engine.io.clock import SystemClock
     from dpac_engine.io.members.directory import DirectoryMember
-    from dpac_engine.io.repository import RepositoryWriter
 
     clock = SystemClock()
 
+    open_stored = writer_opener(keyring, meters, SHIPPER_RETRY_SECONDS)
+
     def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
-        return RepositoryWriter(
-            open_repository_store(target, assignment.group_uid, meters, SHIPPER_RETRY_SECONDS),
-            assignment.group_uid,
-            assignment.key_id,
-            keyring.wrapped(assignment.key_id),
-            keyring.data_key,
-            clock,
-        )
+        return open_stored(assignment.group_uid, assignment.key_id, target)
 
     def directory(spec: DirectorySpec, journal: MemberJournal, index_folder: Path) -> DirectoryMember:
         blueprint = find_blueprint(spec.blueprint) if spec.blueprint else None

@@ -20,7 +20,7 @@ from dpac_api.errors import NotFound
 from dpac_api.models import Checkpoint, CheckpointRequest, DataState, GroupStatus, MemberStatus, Mount, SlaState
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.child_process import ChildArguments
-from dpac_engine.control.worker_api import MountStates, WorkerMount
+from dpac_engine.control.worker_api import HoldChange, HoldOutcome, MountStates, WorkerMount
 from dpac_engine.io.nbd.export import Export
 from tests.nbd.memory import MemoryExport
 
@@ -81,6 +81,9 @@ class FileRuntime:
 
     async def ship(self) -> None:
         self.calls.append("ship")
+
+    async def change_hold(self, change: HoldChange) -> HoldOutcome:
+        raise NotFound(f"no checkpoint {change.checkpoint}")
 
     def status(self) -> GroupStatus:
         members = {name: MemberStatus(kind="volume", state="Attached", seeded=True) for name in self.assignment.members}

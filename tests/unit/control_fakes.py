@@ -29,10 +29,19 @@ from dpac_engine.control.catalogue_groups import Host
 from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.plane import Deps
 from dpac_engine.control.recovery import MarkFilter, RangeView
-from dpac_engine.control.worker_api import MountState, MountStates, RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_api import (
+    HoldChange,
+    HoldOutcome,
+    MountState,
+    MountStates,
+    RewindProgress,
+    WorkerMount,
+    WorkerRewind,
+)
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, select
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange
+from dpac_engine.core.manifest import Hold
 
 SITE = SiteInfo(site_uid="5" * 32, name="fra", version="0.1.0")
 ADMIN = "the-admin-token"
@@ -76,6 +85,9 @@ class FakeWorker:
         self.clients = 0
         self.rewinds: list[WorkerRewind] = []
         self.rewound = RewindProgress(state="done", done_bytes=512, total_bytes=512, bytes_written=512)
+        self.repositories: dict[str, FakeRepository] = {}
+        """Target -> what holds change."""
+        self.hold_failures: dict[str, str] = {}
 
     async def _reach(self, call: str) -> None:
         self.calls.append(call)
@@ -166,6 +178,17 @@ class FakeWorker:
         await self._reach(f"release {operation_id}")
         self.held.pop(operation_id, None)
 
+    async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
+        await self._reach(f"hold {change.checkpoint}" if change.held else f"release {change.checkpoint}")
+        done, lacking = [], []
+        for leg in self.serving[group_uid].spec.replication.values():
+            repository = self.repositories.get(leg.target)
+            if repository is None or not repository.change_hold(change):
+                lacking.append(leg.target)
+            else:
+                done.append(leg.target)
+        return HoldOutcome(done=done, lacking=lacking, failed=self.hold_failures)
+
     async def mount(self, request: WorkerMount) -> Mount:
         await self._reach(f"mount {request.mount_id}")
         self.mounts[request.mount_id] = request
@@ -251,6 +274,19 @@ class FakeRepository:
     findings: list[Finding] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
     error: DpacError | None = None
+    holding: list[Hold] = field(default_factory=list)
+
+    def holds(self) -> Sequence[Hold]:
+        return self.holding
+
+    def change_hold(self, change: HoldChange) -> bool:
+        """Whether it is here."""
+        self.holding = [hold for hold in self.holding if hold.checkpoint != change.checkpoint]
+        if change.held and change.lsn not in {m.lsn for m in self.held}:
+            return False
+        if change.held:
+            self.holding.append(Hold(change.checkpoint, change.lsn, change.since_ns, change.until_ns, change.reason))
+        return True
 
     def refresh(self) -> None:
         if self.error is not None:
@@ -317,6 +353,10 @@ class FakeRecovery:
 
     def open(self, target: TargetSpec, group_uid: str) -> FakeRepository:
         return self.at.setdefault(target.path, FakeRepository())
+
+    def change_hold(self, target: TargetSpec, group_uid: str, key_id: str, change: HoldChange) -> None:
+        if not self.open(target, group_uid).change_hold(change):
+            raise Unrecoverable("not here")
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         self.purged.append((target.path, group_uid))

@@ -24,6 +24,7 @@ from dpac_engine.control import shipper as shipper_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
+from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import sealing
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
@@ -931,6 +932,54 @@ def test_a_history_that_does_not_fit_is_shown(tmp_path: Path, seed: int) -> None
         newest = group.status().legs["copies"].latest_checkpoint
         assert newest is not None
         assert site.reader().resolve(newest)
+
+    run(tmp_path, story)
+
+
+def test_a_held_checkpoint_stays_at_the_target_whatever_the_limits_say(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under steady writes and the smallest limit, over a restart; without the hold it goes. An absent one is lacking."""
+    monkeypatch.setattr(shipper_module, "COMPACT_EVERY_SECONDS", 0.0)
+
+    async def story(site: Site) -> None:
+        leg = {"target": "copies", "rpo": "1s", "retention": {"tagged": "0s"}}
+        chance, group = random.Random(seed), site.group(size_max=Size("64KiB"), spec={"replication": {"copies": leg}})
+        await group.start()
+        await protected(group)
+        write(group, 0, chance.randbytes(32768))
+        mark = await shipped(group, tag="held")
+        expected = site.disk_at(at=mark.id)
+        change = HoldChange(checkpoint=mark.id, held=True, lsn=mark.lsn, since_ns=group.stamp(), reason="audit")
+        assert (await group.change_hold(change)).done == ["copies"]
+        absent = HoldChange(checkpoint="ck-1-9999", held=True, lsn=64, since_ns=group.stamp())
+        assert (await group.change_hold(absent)).lacking == ["copies"]
+        for _ in range(2):
+            for number in range(4):
+                write(group, 65536, chance.randbytes(32768))
+                await shipped(group, tag=f"t{number}")
+            await until(lambda: any(ref.kind == SegmentKind.MERGED for ref in site.reader().refs()))
+            await protected(group)
+            assert site.disk_at(at=mark.id) == expected
+            await group.stop()
+            site.groups.remove(group)
+            group = site.group()
+            await group.start()
+            await protected(group)
+        (hold,) = site.reader().require_state().last.holds
+        assert (hold.checkpoint, hold.reason) == (mark.id, "audit")
+        site.targets["copies"].away = True
+        write(group, 0, b"x" * 512)
+        await group.ship()
+        assert "away" in (await group.change_hold(change.model_copy(update={"held": False}))).failed["copies"]
+        site.targets["copies"].away = False
+        await protected(group)
+        assert (await group.change_hold(change.model_copy(update={"held": False}))).done == ["copies"]
+        assert site.reader().require_state().last.holds == []
+        for number in range(4):
+            write(group, 65536, chance.randbytes(32768))
+            await shipped(group, tag=f"after{number}")
+        await until(lambda: mark.id not in {found.id for found in site.reader().marks()})
 
     run(tmp_path, story)
 

@@ -16,6 +16,7 @@ from httpx import Response
 from dpac_api import escrow_keys
 from dpac_api.errors import Temporary, Unreachable
 from dpac_api.models import FilesystemTargetSpec
+from dpac_engine.control.catalogue import utc
 from dpac_engine.control.rest import create_app
 from tests.unit.control_fakes import ADMIN, SITE, World
 
@@ -336,6 +337,73 @@ def test_a_purge_is_refused_while_something_is_mounted(backend: Backend) -> None
     mount = backend.post("/v1/groups/shop/mounts").json()
     answer = backend.ask("DELETE", "/v1/groups/shop?request_id=request-d&on_destroy=purge")
     assert mount["id"] in error(answer, 409, "conflict")["message"]
+
+
+def held_group(backend: Backend) -> None:
+    """The group shop with checkpoints, and what its worker writes to."""
+    backend.put_group()
+    repository = backend.world.fill_repository()
+    backend.world.worker.repositories["copies"] = repository
+
+
+def test_a_held_checkpoint_is_shown_with_why_until_it_is_released(backend: Backend) -> None:
+    """By a selector or its id; the list can be of held ones alone; releasing what is not held is an error."""
+    held_group(backend)
+    made = backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2", reason="audit").json()
+    assert (made["id"], made["held"], made["held_reason"], made["held_until"]) == ("ck-1-2", True, "audit", None)
+    newest = backend.ask("GET", "/v1/groups/shop/checkpoints/latest").json()
+    assert not newest["held"]
+    assert backend.post("/v1/groups/shop/holds", checkpoint="latest").json()["id"] == newest["id"]
+    listed = backend.ask("GET", "/v1/groups/shop/checkpoints?held=true").json()["items"]
+    assert [item["id"] for item in listed] == [newest["id"], "ck-1-2"]
+    assert len(backend.ask("GET", "/v1/groups/shop/checkpoints").json()["items"]) == 5
+    assert backend.ask("DELETE", "/v1/groups/shop/holds/ck-1-2?request_id=request-r").status_code == 204
+    listed = backend.ask("GET", "/v1/groups/shop/checkpoints?held=true").json()["items"]
+    assert [item["id"] for item in listed] == [newest["id"]]
+    refused = backend.ask("DELETE", "/v1/groups/shop/holds/ck-1-2?request_id=request-s")
+    assert f"held are: {newest['id']}" in error(refused, 404, "not_found")["message"]
+    error(backend.post("/v1/groups/shop/holds", checkpoint="ck-1-77"), 409, "unrecoverable")
+
+
+def test_a_hold_ends_by_itself_at_its_time(backend: Backend) -> None:
+    """Not before; one whose time is over already is refused."""
+    held_group(backend)
+    until = utc(backend.world.clock.ns + 3600 * 10**9).isoformat()
+    assert backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2", until=until).json()["held"]
+    backend.world.clock.advance(3599)
+    assert backend.ask("GET", "/v1/groups/shop/checkpoints/ck-1-2").json()["held"]
+    backend.world.clock.advance(1)
+    assert not backend.ask("GET", "/v1/groups/shop/checkpoints/ck-1-2").json()["held"]
+    refused = backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2", until=until)
+    assert "over already" in error(refused, 422, "invalid")["message"]
+
+
+def test_a_hold_that_one_target_cannot_take_says_where_it_was_taken(backend: Backend) -> None:
+    """It is not claimed to be held everywhere; doing it again is no error."""
+    held_group(backend)
+    backend.world.worker.hold_failures = {"vault": "The disk is away."}
+    refused = backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2")
+    message = error(refused, 503, "temporary")["message"]
+    assert "ck-1-2 was held at copies, but could not be at vault (The disk is away)" in message
+    backend.world.worker.hold_failures = {}
+    assert backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2").json()["held"]
+
+
+def test_a_purge_is_refused_while_a_checkpoint_is_held_and_expiry_waits_for_it(backend: Backend) -> None:
+    """It is named; a retained group's hold can be released without a worker."""
+    held_group(backend)
+    backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2")
+    refused = backend.ask("DELETE", "/v1/groups/shop?request_id=request-d&on_destroy=purge")
+    assert "are held: ck-1-2" in error(refused, 409, "conflict")["message"]
+    assert backend.ask("DELETE", "/v1/groups/shop?request_id=request-e&on_destroy=expire").status_code == 204
+    refused = backend.ask("DELETE", "/v1/groups/shop?request_id=request-f&on_destroy=purge")
+    assert "are held: ck-1-2" in error(refused, 409, "conflict")["message"]
+    reconciler = backend.client.app.state.plane.reconciler  # type: ignore[attr-defined]
+    backend.world.clock.advance(40_000 * 86_400)
+    assert reconciler._expire() == []
+    backend.world.worker.down = True
+    assert backend.ask("DELETE", "/v1/groups/shop/holds/ck-1-2?request_id=request-r").status_code == 204
+    assert len(reconciler._expire()) == 1
 
 
 def test_a_used_target_names_its_groups(backend: Backend) -> None:

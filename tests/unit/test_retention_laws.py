@@ -10,16 +10,19 @@ from datetime import UTC, datetime
 import pytest
 
 from dpac_api.errors import Corruption, Temporary, Unrecoverable
-from dpac_api.models import JournalSpec, RetentionSpec
+from dpac_api.models import FilesystemTargetSpec, JournalSpec, RetentionSpec
 from dpac_api.quantities import Duration, Size
 from dpac_engine.control.compaction import GRACE_NS
+from dpac_engine.control.repositories import TargetRecovery
+from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import levels, retention
 from dpac_engine.core.checkpoints import Mark, MarkBody
 from dpac_engine.core.manifest import Hold, SegmentRef, mark_range
 from dpac_engine.core.retention import SIZE_FRACTION_LEFT, SIZE_FRACTION_MAX, horizon, plan, shortfall
 from dpac_engine.core.segment import SegmentKind
+from dpac_engine.io.repository import RepositoryWriter
 from dpac_engine.io.stores.memory import MemoryStore
-from tests.unit.test_compaction import Copy
+from tests.unit.test_compaction import GROUP, KEY_ID, Copy
 
 BEGIN_NS = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 10**9
 HOUR_NS = 3600 * 10**9
@@ -318,8 +321,18 @@ def test_a_held_checkpoint_stays_until_it_is_released_or_its_time_is_over() -> N
     assert 7 not in copy.check()
     with pytest.raises(Unrecoverable):
         copy.writer.hold(Hold(marks[6].id, marks[6].lsn, copy.clock.now))
-    copy.writer.release(marks[5].id)
-    copy.writer.release(marks[5].id)
+    recovery = TargetRecovery(
+        lambda _: copy.store,
+        dict,
+        lambda *_: copy.reader(),
+        lambda uid, key_id, _: RepositoryWriter(copy.store, uid, key_id, b"wrapped", lambda _: bytes(32), copy.clock),
+        *([None] * 3),  # type: ignore[arg-type]
+    )
+    target = FilesystemTargetSpec(path="/copies")
+    for _ in range(2):  # as control does it where no worker writes
+        recovery.change_hold(target, GROUP, KEY_ID, HoldChange(checkpoint=marks[5].id, held=False))
+    assert copy.reader().require_state().last.holds == []
+    copy.open()
     for number in range(110, 120):
         copy.write(bytes([number]) * 20)
     copy.compact(journal, kept)

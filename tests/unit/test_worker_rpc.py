@@ -17,7 +17,15 @@ from dpac_api.errors import DpacError, Invalid, NotFound, TimedOut, Unreachable
 from dpac_api.models import Checkpoint, CheckpointRequest, DataState, GroupStatus, Mount, SlaState
 from dpac_engine.control.http_server import HttpServer
 from dpac_engine.control.sockets import listen_unix
-from dpac_engine.control.worker_api import MountState, MountStates, RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_api import (
+    HoldChange,
+    HoldOutcome,
+    MountState,
+    MountStates,
+    RewindProgress,
+    WorkerMount,
+    WorkerRewind,
+)
 from dpac_engine.control.worker_client import WorkerClient
 from dpac_engine.control.worker_rpc import METHODS, rpc_app
 
@@ -45,6 +53,10 @@ REWIND = WorkerRewind(
 )
 REWOUND = RewindProgress(state="running", done_bytes=5, total_bytes=7, bytes_written=3)
 MOUNTS = MountStates(mounts=[MountState(mount_id="m1", hydrated_fraction=0.25, problem="slow")])
+
+
+HOLD_CHANGE = HoldChange(checkpoint="ck-1-4", held=True, lsn=256, since_ns=1, until_ns=2, reason="audit")
+HELD = HoldOutcome(done=["a"], lacking=["b"], failed={"c": "away"})
 
 
 class RecordingWorker:
@@ -92,6 +104,10 @@ class RecordingWorker:
     async def release(self, group_uid: str, operation_id: str) -> None:
         await self._called("release", group_uid, operation_id)
 
+    async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
+        await self._called("change_hold", group_uid, change)
+        return HELD
+
     async def mount(self, request: WorkerMount) -> Mount:
         await self._called("mount", request)
         return MOUNT
@@ -131,6 +147,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
         assert await client.status(UID) == STATUS
         assert await client.checkpoint(UID, CHECKPOINT_REQUEST) == CHECKPOINT
         await client.ship(UID)
+        assert await client.change_hold(UID, HOLD_CHANGE) == HELD
         assert await client.mount(MOUNT_REQUEST) == MOUNT
         await client.unmount("m1")
         await client.hold(REWIND)
@@ -144,6 +161,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
             ("status", UID),
             ("checkpoint", UID, CHECKPOINT_REQUEST),
             ("ship", UID),
+            ("change_hold", UID, HOLD_CHANGE),
             ("mount", MOUNT_REQUEST),
             ("unmount", "m1"),
             ("hold", REWIND),

@@ -13,6 +13,7 @@ from dpac_api.models.checkpoints import (
     CheckpointRange,
     CheckpointRequest,
     Cut,
+    HoldRequest,
 )
 from dpac_api.models.encryption import EncryptionSpec
 from dpac_api.models.fields import (
@@ -114,6 +115,7 @@ __all__ = [
     "Group",
     "GroupSpec",
     "GroupStatus",
+    "HoldRequest",
     "JournalSpec",
     "LabelKey",
     "LabelValue",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dpac_api.models.fields import Model, RequestId, Tag
+from dpac_api.models.fields import Model, RequestId, Selector, Tag
 
 
 class CheckpointRequest(Model):
@@ -21,6 +21,15 @@ class CheckpointRequest(Model):
     app: bool = Field(
         default=False, description="Quiesce by the members' blueprints first, so that it is application-consistent."
     )
+
+
+class HoldRequest(Model):
+    """Hold a checkpoint at every target that has it."""
+
+    request_id: RequestId
+    checkpoint: Selector
+    reason: str = Field(default="", max_length=500, description="Why, for whoever finds it later.")
+    until: datetime | None = Field(default=None, description="When it is released by itself; None: never.")
 
 
 class Cut(Model):
@@ -50,7 +59,11 @@ class Checkpoint(Model):
     cuts: dict[str, Cut] = Field(default={}, description="Member name -> how exact it is.")
     targets: dict[str, CheckpointAvailability] = Field(default={}, description="Target name -> what it has of it.")
     suspect: bool = Field(default=False, description="No target has it sound.")
-    held: bool = False
+    held: bool = Field(
+        default=False, description="It stays until it is released, whatever retention and size limits say."
+    )
+    held_until: datetime | None = Field(default=None, description="When it is released by itself; None: never.")
+    held_reason: str = ""
 
 
 class CheckpointRange(Model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -360,20 +360,23 @@ def forget_group(session: Session, uid: str) -> None:
             session.delete(verification)
 
 
-def purge_expired(session: Session, now: datetime) -> list[str]:
-    """Start purging the retained groups whose time is over; returns their uids."""
-    rows: Sequence[GroupRow] = session.scalars(
-        select(GroupRow).where(GroupRow.lifecycle == "retained", GroupRow.expires_at <= now)
-    ).all()
+def expired(session: Session, now: datetime) -> Sequence[GroupRow]:
+    """The retained groups whose time is over."""
+    return session.scalars(select(GroupRow).where(GroupRow.lifecycle == "retained", GroupRow.expires_at <= now)).all()
+
+
+def purge_expired(session: Session, now: datetime, spared: Collection[str] = ()) -> list[str]:
+    """Start purging the retained groups whose time is over, but for those spared; returns their uids."""
     due = []
-    for row in rows:
+    for row in expired(session, now):
         try:
             _check_unread(session, row)
         except Conflict:
             continue  # somebody reads it right now; the next sweep asks again
-        row.lifecycle = "purging"
-        row.generation += 1
-        due.append(row.uid)
+        if row.uid not in spared:
+            row.lifecycle = "purging"
+            row.generation += 1
+            due.append(row.uid)
     return due
 
 

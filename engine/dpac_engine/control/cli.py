@@ -38,6 +38,8 @@ for command in (
     statuses.status,
     checkpoints.checkpoint,
     checkpoints.checkpoints,
+    checkpoints.hold,
+    checkpoints.release,
     checkpoints.mount,
     checkpoints.unmount,
     checkpoints.mounts,

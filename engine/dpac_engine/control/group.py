@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from dpac_api.errors import DpacError, Invalid
+from dpac_api.errors import DpacError, Invalid, Unrecoverable
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, SyncLegSpec, TargetSpec, TargetTraffic
 from dpac_engine.control import group_state, group_status
 from dpac_engine.control.assignment import WorkerAssignment
@@ -28,6 +28,7 @@ from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper
 from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.control.tracking import Tracking
+from dpac_engine.control.worker_api import HoldChange, HoldOutcome
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, decode_mark
 from dpac_engine.core.ports import Clock, TailStore
 from dpac_engine.core.records import Flags, Header, Kind
@@ -461,6 +462,22 @@ class Group:
         """See `runtime.Runtime.ship`."""
         await self._wait_durable()
         await asyncio.gather(*(leg.ship_now() for leg in self.legs.values()))
+
+    async def change_hold(self, change: HoldChange) -> HoldOutcome:
+        """See `runtime.Runtime.change_hold`."""
+        legs = list(self.legs.values())
+        answers = await asyncio.gather(*(leg.change_hold(change) for leg in legs), return_exceptions=True)
+        done, lacking, failed = [], [], {}
+        for leg, answer in zip(legs, answers, strict=True):
+            if isinstance(answer, Unrecoverable):
+                lacking.append(leg.spec.target)
+            elif isinstance(answer, DpacError):
+                failed[leg.spec.target] = answer.message
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                done.append(leg.spec.target)
+        return HoldOutcome(done=done, lacking=lacking, failed=failed)
 
     # ------------------------------------------------------------------ upkeep
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from weakref import WeakValueDictionary
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dpac_api.errors import DpacError, Invalid, NotFound, Temporary
+from dpac_api.errors import Conflict, DpacError, Invalid, NotFound, Temporary, Unrecoverable
 from dpac_api.models import (
     Checkpoint,
     CheckpointRequest,
     GroupStatus,
+    HoldRequest,
     Mount,
     MountRequest,
     Operation,
@@ -42,6 +43,7 @@ from dpac_engine.control.catalogue_groups import Host, OnDestroy, delete_group, 
 from dpac_engine.control.catalogue_schema import GroupRow, MountRow, OperationRow
 from dpac_engine.control.catalogue_targets import group_uids_at, list_targets, target_spec
 from dpac_engine.control.drill import Drill
+from dpac_engine.control.moments import nanoseconds
 from dpac_engine.control.observation import observe, with_crashing
 from dpac_engine.control.operations import Operations, RunMaker, Stage
 from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
@@ -49,7 +51,7 @@ from dpac_engine.control.recovery import Keyring, Recovery, Signer
 from dpac_engine.control.restore_in_place import restoring
 from dpac_engine.control.timeline import GroupView, Timeline, view_active_groups, view_group
 from dpac_engine.control.verify import Verify
-from dpac_engine.control.worker_api import MountStates, WorkerApi, WorkerMount
+from dpac_engine.control.worker_api import HoldChange, HoldOutcome, MountStates, WorkerApi, WorkerMount
 from dpac_engine.core.costs import monthly_cost
 from dpac_engine.core.ports import Clock
 
@@ -100,7 +102,7 @@ class Plane:
         self.recovery = deps.recovery
         self._deps = deps
         self.auth = Authenticator(deps.catalogue, deps.admin_token)
-        self.timeline = Timeline(deps.recovery)
+        self.timeline = Timeline(deps.recovery, deps.clock)
         self.reconciler = Reconciler(
             deps.catalogue, deps.host, deps.workers, deps.recovery, deps.clock, deps.retry_seconds
         )
@@ -216,6 +218,7 @@ class Plane:
             places = where_recovery_points_lie(session, row)
             if (on_destroy or row.spec["on_destroy"]) != "purge":
                 return
+            group = view_group(session, name)
         for target, spec in places.items():
             bad = [f"{probe}: {what}" for probe, what in self.recovery.probe(spec).items() if what != "ok"]
             if bad:
@@ -223,6 +226,70 @@ class Plane:
                     f"The group {name!r} cannot be purged while its target {target!r} is out of reach ({'; '.join(bad)}). "
                     "Nothing was changed. Bring the target back, or delete with on_destroy=retain."
                 )
+        held = {checkpoint for ids in self.timeline.held(group).values() for checkpoint in ids}
+        if held:
+            raise Conflict(
+                f"Checkpoints of the group {name!r} are held: {', '.join(sorted(held))}. Nothing was changed. Release them first "
+                f"(`dpac release {name} CHECKPOINT`), or delete with on_destroy=retain."
+            )
+
+    # -------------------------------------------------------------- holds
+
+    async def hold(self, name: str, request: HoldRequest) -> Checkpoint:
+        """Hold the checkpoint that a selector means, at every target that has it."""
+        group = await self.view(name)
+        now_ns = self._deps.clock.now_ns()
+        until = request.until.astimezone(UTC) if request.until else None
+        if until is not None and nanoseconds(until) <= now_ns:
+            raise Invalid(f"until ({until.isoformat()}) is over already.", property_path="until")
+        _, mark, _ = await asyncio.to_thread(self.timeline.resolve, group, request.checkpoint, None)
+        change = HoldChange(
+            checkpoint=mark.id,
+            held=True,
+            lsn=mark.lsn,
+            since_ns=now_ns,
+            until_ns=nanoseconds(until) if until else 0,
+            reason=request.reason,
+        )
+        if not await self._change_hold(group, change):
+            raise Unrecoverable(f"The checkpoint {mark.id} went while it was to be held. Choose a newer one.")
+        return await asyncio.to_thread(self.timeline.checkpoint, group, mark.id)
+
+    async def release(self, name: str, checkpoint: str) -> None:
+        """Hold a checkpoint no longer. NotFound if it is not held anywhere."""
+        group = await self.view(name)
+        held = await asyncio.to_thread(self.timeline.held, group)
+        if not any(checkpoint in ids for ids in held.values()):
+            there = ", ".join(sorted({found for ids in held.values() for found in ids})) or "none"
+            raise NotFound(f"No target of the group {name!r} holds {checkpoint} (held are: {there}).")
+        await self._change_hold(group, HoldChange(checkpoint=checkpoint, held=False))
+
+    async def _change_hold(self, group: GroupView, change: HoldChange) -> list[str]:
+        """The targets at which it was done. Temporary if it could not be at one that may have the checkpoint."""
+        active = await self.read(lambda session: group_row(session, group.name, retained=True).lifecycle == "active")
+        outcome = HoldOutcome(done=[], lacking=[], failed={})
+        if active and group.spec.replication:
+            outcome = await self._worker(group.worker).change_hold(group.uid, change)
+        done, failed = list(outcome.done), dict(outcome.failed)
+        written = {leg.target for leg in group.spec.replication.values()} if active else set()
+        for target in [name for name in group.targets if name not in written]:  # nobody writes there any more
+            try:
+                await asyncio.to_thread(
+                    self.recovery.change_hold, group.targets[target], group.uid, group.key_id, change
+                )
+                done.append(target)
+            except Unrecoverable:
+                continue
+            except DpacError as cause:
+                failed[target] = cause.message
+        if failed:
+            what = "held" if change.held else "released"
+            raise Temporary(
+                f"The checkpoint {change.checkpoint} was {what} at {', '.join(done) or 'no target'}, but could not be at "
+                + "; ".join(f"{target} ({why.rstrip('.')})" for target, why in failed.items())
+                + ". Do it again once that target answers."
+            )
+        return done
 
     # -------------------------------------------------------------- targets
 

@@ -19,13 +19,14 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from dpac_api.errors import DpacError, NotFound, Unreachable
+from dpac_api.errors import Corruption, DpacError, NotFound, Unreachable
 from dpac_api.models import TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.catalogue import Catalogue, utc
 from dpac_engine.control.catalogue_groups import (
     Host,
     assignment,
+    expired,
     forget_group,
     purge_expired,
     where_recovery_points_lie,
@@ -240,5 +241,21 @@ class Reconciler:
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _expire(self) -> list[str]:
+        now = utc(self._clock.now_ns())
+        with self._catalogue.read() as session:
+            due = {row.uid: where_recovery_points_lie(session, row) for row in expired(session, now)}
+        spared = [uid for uid, places in due.items() if any(self._may_hold(uid, spec) for spec in places.values())]
         with self._catalogue.write() as session:
-            return purge_expired(session, utc(self._clock.now_ns()))
+            return purge_expired(session, now, spared)
+
+    def _may_hold(self, uid: str, target: TargetSpec) -> bool:
+        """Whether a checkpoint of the group is held at the target, or it cannot be told now: the next sweep asks again."""
+        repository = self._recovery.open(target, uid)
+        try:
+            repository.refresh()
+        except (NotFound, Corruption):
+            return False
+        except DpacError as error:
+            _log.info("whether group %s holds anything cannot be told: %s", uid, error.message)
+            return True
+        return any(hold.is_active(self._clock.now_ns()) for hold in repository.holds())

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from dpac_api.models import TargetSpec
+from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange
+from dpac_engine.core.manifest import Hold
 
 Progress = Callable[[int, int | None], None]
 """Told the bytes done so far, and how many it will be (None: not known); raises to stop the work."""
@@ -90,6 +92,8 @@ class MarkFilter:
     app: bool = False
     before_ns: int | None = None
     after_ns: int | None = None
+    lsns: frozenset[int] | None = None
+    """Only those at these positions."""
 
     def admits(self, mark: Mark) -> bool:
         """Whether the checkpoint is one of them."""
@@ -99,6 +103,7 @@ class MarkFilter:
             and (mark.body.app or not self.app)
             and (self.before_ns is None or mark.stamp_ns < self.before_ns)
             and (self.after_ns is None or mark.stamp_ns > self.after_ns)
+            and (self.lsns is None or mark.lsn in self.lsns)
         )
 
 
@@ -119,6 +124,9 @@ class Repository(Protocol):
 
         An id means that very checkpoint. Unrecoverable if there is none here.
         """
+
+    def holds(self) -> Sequence[Hold]:
+        """Every checkpoint that was held here, those whose time is over too."""
 
     def needs(self, name: str) -> bool:
         """Whether something here needs the object still: compaction has not dropped it."""
@@ -147,6 +155,9 @@ class Recovery(Protocol):
 
     def open(self, target: TargetSpec, group_uid: str) -> Repository:
         """The group's repository at a target; cheap, reads nothing yet."""
+
+    def change_hold(self, target: TargetSpec, group_uid: str, key_id: str, change: HoldChange) -> None:
+        """Hold or release a checkpoint where nobody else writes. Unrecoverable if it is not there."""
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         """Delete everything the target holds of the group; what is gone already is no error."""

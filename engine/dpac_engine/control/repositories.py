@@ -14,15 +14,17 @@ from dpac_api.models import TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeView
+from dpac_engine.control.shipper import hold_or_release
+from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core.checkpoints import Mark, checkpoint_id, matches, select
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange, changed_files, changed_ranges
 from dpac_engine.core.image import Image
-from dpac_engine.core.manifest import COMPLETE_EVERY, MemberState, SegmentRef, manifest_key
+from dpac_engine.core.manifest import COMPLETE_EVERY, Hold, MemberState, SegmentRef, manifest_key
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.keys import Keyring
-from dpac_engine.io.repository import RepositoryReader, worth_opening
+from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, worth_opening
 from dpac_engine.io.stores.prefixed import PrefixedStore
 from dpac_engine.io.verification import CheckKey, Verifier
 
@@ -153,6 +155,10 @@ class TargetRepository:
                 f"such as {passed_over[0].id}, to get what of it is not damaged."
             ) from None
 
+    def holds(self) -> Sequence[Hold]:
+        """See `Repository.holds`."""
+        return self._reader.state.last.holds if self._reader.state else []
+
     def needs(self, name: str) -> bool:
         """See `Repository.needs`."""
         state = self._reader.state
@@ -191,6 +197,7 @@ class TargetRecovery:
         open_store: OpenStore,
         examine: Callable[[TargetSpec], dict[str, str]],
         open_reader: Callable[[str, TargetSpec], RepositoryReader],
+        open_writer: Callable[[str, str, TargetSpec], RepositoryWriter],
         restore: RestoreTree,
         blueprints: Callable[[str], Blueprint],
         check_key: CheckKey,
@@ -198,6 +205,7 @@ class TargetRecovery:
         self._open_store = open_store
         self._examine = examine
         self._open_reader = open_reader
+        self._open_writer = open_writer
         self._restore = restore
         self._blueprints = blueprints
         self._check_key = check_key
@@ -205,6 +213,12 @@ class TargetRecovery:
     def open(self, target: TargetSpec, group_uid: str) -> TargetRepository:
         """See `Recovery.open`."""
         return TargetRepository(self._open_reader(group_uid, target), self._check_key)
+
+    def change_hold(self, target: TargetSpec, group_uid: str, key_id: str, change: HoldChange) -> None:
+        """See `Recovery.change_hold`."""
+        writer = self._open_writer(group_uid, key_id, target)
+        writer.open_stored()
+        hold_or_release(writer, change)
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         """See `Recovery.purge`: manifests first, so that nothing half-deleted looks recoverable."""
@@ -308,6 +322,7 @@ def _may_hold(ref: SegmentRef, wanted: MarkFilter) -> bool:
         and (marks.app_count > 0 or not wanted.app)
         and (wanted.before_ns is None or marks.first_stamp < wanted.before_ns)
         and (wanted.after_ns is None or marks.last_stamp > wanted.after_ns)
+        and (wanted.lsns is None or any(ref.lsn_from <= lsn < ref.lsn_to for lsn in wanted.lsns))
     )
 
 

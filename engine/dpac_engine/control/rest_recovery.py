@@ -18,6 +18,7 @@ from dpac_api.models import (
     DifferencePage,
     DrillRequest,
     FilePage,
+    HoldRequest,
     Mount,
     MountRequest,
     Name,
@@ -37,6 +38,7 @@ from dpac_engine.control.recovery import MarkFilter
 from dpac_engine.control.rest_access import requires
 from dpac_engine.control.rest_groups import Retry, identity
 from dpac_engine.control.timeline import PAGE_MAX, GroupView, parse_cursor
+from dpac_engine.core.checkpoints import sequence_of
 
 
 def checkpoint_routes(plane: Plane) -> APIRouter:
@@ -53,6 +55,7 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
         target: Name | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
+        held: bool = False,
     ) -> CheckpointPage:
         """Recoverable checkpoints, newest first, by what the targets hold right now."""
         group = await plane.view(name)
@@ -60,7 +63,7 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
         after_ns = None if after is None else _nanoseconds(after) + 999
         before_ns = None if before is None else _nanoseconds(before)
         wanted = MarkFilter(parse_cursor(cursor), tag, app, before_ns, after_ns)
-        return await asyncio.to_thread(plane.timeline.page, group, wanted, target=target, limit=limit)
+        return await asyncio.to_thread(plane.timeline.page, group, wanted, target=target, limit=limit, held=held)
 
     @routes.get("/checkpoint-ranges", dependencies=[requires(plane, "read")])
     async def list_ranges(name: Name) -> list[CheckpointRange]:
@@ -111,6 +114,27 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
 
         request = identity("POST", f"groups/{name}/checkpoints", body.model_dump(mode="json"), body.request_id)
         return Checkpoint.model_validate(await plane.once(request, take))
+
+    @routes.post("/holds", dependencies=[requires(plane, "operate")])
+    async def hold(name: Name, body: HoldRequest) -> Checkpoint:
+        """Hold a checkpoint at every target that has it, until it is released."""
+
+        async def act() -> dict[str, Any]:
+            return (await plane.hold(name, body)).model_dump(mode="json")
+
+        request = identity("POST", f"groups/{name}/holds", body.model_dump(mode="json"), body.request_id)
+        return Checkpoint.model_validate(await plane.once(request, act))
+
+    @routes.delete("/holds/{checkpoint}", status_code=204, dependencies=[requires(plane, "admin")])
+    async def release(name: Name, checkpoint: str, request_id: Retry) -> None:
+        """Hold a checkpoint no longer."""
+
+        async def act() -> dict[str, Any]:
+            sequence_of(checkpoint)
+            await plane.release(name, checkpoint)
+            return {}
+
+        await plane.once(identity("DELETE", f"groups/{name}/holds/{checkpoint}", None, request_id), act)
 
     return routes
 

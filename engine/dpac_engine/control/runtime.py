@@ -8,6 +8,7 @@ from typing import Protocol
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.rewind import Rewinds
+from dpac_engine.control.worker_api import HoldChange, HoldOutcome
 from dpac_engine.io.nbd.export import Export
 
 
@@ -35,6 +36,9 @@ class Runtime(Protocol):
 
     async def ship(self) -> None:
         """Make every leg ship what there is now; returns once each has, or is known to be disconnected."""
+
+    async def change_hold(self, change: HoldChange) -> HoldOutcome:
+        """Hold or release a checkpoint at every leg's target."""
 
     def status(self) -> GroupStatus:
         """What the group does now."""

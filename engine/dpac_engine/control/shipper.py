@@ -16,14 +16,15 @@ from typing import NamedTuple, Protocol, TypedDict
 import msgspec
 import numpy as np
 
-from dpac_api.errors import Conflict, Corruption, DpacError, Temporary
+from dpac_api.errors import Conflict, Corruption, DpacError, Temporary, Unrecoverable
 from dpac_api.models import DataState, LegSpec
 from dpac_engine.control.group_state import LegMemory
 from dpac_engine.control.seeding import Piece, Seeding, SeedSource, SeedStream
 from dpac_engine.control.tracking import Tracking
+from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import sealing, tail
 from dpac_engine.core.checkpoints import Mark, decode_mark
-from dpac_engine.core.manifest import Manifest, MemberState, RepositoryState, SegmentRef
+from dpac_engine.core.manifest import Hold, Manifest, MemberState, RepositoryState, SegmentRef
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
 from dpac_engine.core.tail import TailHeader
@@ -122,6 +123,14 @@ class GroupView(Protocol):
 
 Commit = Callable[[Sequence[SegmentRef], Sequence[str]], RepositoryState]
 """Commits segments that join and names that leave; blocks."""
+
+
+def hold_or_release(writer: RepositoryWriter, change: HoldChange) -> None:
+    """Commit a changed hold. Blocks."""
+    if not change.held:
+        writer.release(change.checkpoint)
+        return
+    writer.hold(Hold(change.checkpoint, change.lsn, change.since_ns, change.until_ns, change.reason))
 
 
 class Compactor(Protocol):
@@ -226,6 +235,19 @@ class Shipper:
         """`hurry`, and return once done, or once the target proves to be away."""
         self.hurry()
         await self._settled.wait()
+
+    async def change_hold(self, change: HoldChange) -> None:
+        """Hold or release a checkpoint at the target. Unrecoverable if it is not there; Temporary while the target is away."""
+        if self._writer is None:
+            raise Temporary(self.error.message if self.error else "The target is being opened. Try again in a moment.")
+        try:
+            # On the thread that merges: a merge that is under way ends before it, and the next one sees it.
+            await self._thread.run(hold_or_release, self._writer, change)
+        except Unrecoverable:
+            raise
+        except DpacError:
+            self.reopen()
+            raise
 
     @property
     def repository(self) -> RepositoryState | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -34,6 +34,8 @@ from dpac_engine.control.known_damage import from_catalogue, is_hurt
 from dpac_engine.control.recovery import MarkFilter, Recovery, Repository
 from dpac_engine.core.checkpoints import Mark, sequence_of
 from dpac_engine.core.damage import Finding
+from dpac_engine.core.manifest import Hold
+from dpac_engine.core.ports import Clock
 
 T = TypeVar("T")
 PAGE_MAX = 1000
@@ -112,20 +114,27 @@ def _view(row: GroupRow, targets: Mapping[str, TargetSpec], verified: Iterable[V
 class Timeline:
     """Reads repositories for every question about checkpoints; safe for threads."""
 
-    def __init__(self, recovery: Recovery) -> None:
+    def __init__(self, recovery: Recovery, clock: Clock) -> None:
         self._recovery = recovery
+        self._clock = clock
         self._open: dict[tuple[str, str], tuple[threading.Lock, Repository]] = {}
         self._lock = threading.Lock()
 
-    def page(self, group: GroupView, wanted: MarkFilter, *, target: str | None, limit: int) -> CheckpointPage:
-        """The newest `limit` checkpoints that are wanted; the cursor is the last one's sequence."""
+    def page(
+        self, group: GroupView, wanted: MarkFilter, *, target: str | None, limit: int, held: bool = False
+    ) -> CheckpointPage:
+        """The newest `limit` checkpoints that are wanted (`held`: of those that are held); the cursor is the last one's sequence."""
         if not 1 <= limit <= PAGE_MAX:
             raise Invalid(f"limit must be from 1 to {PAGE_MAX}.", property_path="limit")
 
         def newest(name: str, repository: Repository) -> tuple[list[Mark], list[Finding]]:
-            marks = [mark for mark, _ in zip(repository.marks(wanted), range(limit + 1), strict=False)]
+            here = self._active(repository)
+            holds.update(here)
+            limited = replace(wanted, lsns=frozenset(here)) if held else wanted
+            marks = [mark for mark, _ in zip(repository.marks(limited), range(limit + 1), strict=False)]
             return marks, _present(group, name, repository)
 
+        holds: dict[int, Hold] = {}
         found = self._ask_all(group, target, newest)
         marks = {mark.sequence: mark for marks, _ in found.values() for mark in marks}
         holders = {
@@ -133,7 +142,7 @@ class Timeline:
             for name, (marks, damages) in found.items()
         }
         sequences = sorted(marks, reverse=True)
-        items = [_wire(group, marks[sequence], holders) for sequence in sequences[:limit]]
+        items = [_wire(group, marks[sequence], holders, holds) for sequence in sequences[:limit]]
         cursor = str(sequences[limit - 1]) if len(sequences) > limit else None
         return CheckpointPage(items=items, next_cursor=cursor)
 
@@ -182,15 +191,29 @@ class Timeline:
         """The checkpoint that a selector means, with every target that has it."""
         _, mark, _ = self.resolve(group, selector, None)
         holders: dict[str, dict[int, bool]] = {}
+        holds: dict[int, Hold] = {}
         for name in group.targets:
 
             def held(repository: Repository, name: str = name) -> bool:
                 repository.resolve(mark.id, [])
+                holds.update(self._active(repository))
                 return not is_hurt(_present(group, name, repository), mark.sequence)
 
             with suppress(Unrecoverable, *_AWAY):
                 holders[name] = {mark.sequence: self.ask(group, name, held)}
-        return _wire(group, mark, holders)
+        return _wire(group, mark, holders, holds)
+
+    def held(self, group: GroupView) -> dict[str, list[str]]:
+        """Target -> ids of the checkpoints that are held there; damage hides them. Raises while a target is away."""
+        found: dict[str, list[str]] = {}
+        for name in group.targets:
+            with suppress(Corruption):
+                holds = self.ask(group, name, lambda repository: self._active(repository).values())
+                found[name] = [hold.checkpoint for hold in holds]
+        return {name: ids for name, ids in found.items() if ids}
+
+    def _active(self, repository: Repository) -> dict[int, Hold]:
+        return {hold.lsn: hold for hold in repository.holds() if hold.is_active(self._clock.now_ns())}
 
     def present_damages(self, group: GroupView) -> dict[str, list[Finding]]:
         """Target -> the known damage there but for what compaction has dropped since; all of it where the target is away."""
@@ -279,8 +302,11 @@ def _worst(reasons: list[DpacError]) -> DpacError | None:
     return None
 
 
-def _wire(group: GroupView, mark: Mark, holders: Mapping[str, Mapping[int, bool]]) -> Checkpoint:
-    """`holders`: target -> sequences of the checkpoints that it has, and whether each is sound."""
+def _wire(
+    group: GroupView, mark: Mark, holders: Mapping[str, Mapping[int, bool]], holds: Mapping[int, Hold]
+) -> Checkpoint:
+    """`holders`: target -> sequences of the checkpoints that it has, and whether each is sound; `holds`: by LSN."""
+    hold = holds.get(mark.lsn)
     at = {target: sound[mark.sequence] for target, sound in holders.items() if mark.sequence in sound}
 
     def verified_at(target: str) -> datetime | None:
@@ -309,6 +335,9 @@ def _wire(group: GroupView, mark: Mark, holders: Mapping[str, Mapping[int, bool]
             for target, sound in at.items()
         },
         suspect=not any(at.values()),
+        held=hold is not None,
+        held_until=utc(hold.until) if hold and hold.until else None,
+        held_reason=hold.reason if hold else "",
     )
 
 

@@ -19,7 +19,14 @@ from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
 from dpac_engine.control import absent_group
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.runtime import Runtime
-from dpac_engine.control.worker_api import MountStates, RewindProgress, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_api import (
+    HoldChange,
+    HoldOutcome,
+    MountStates,
+    RewindProgress,
+    WorkerMount,
+    WorkerRewind,
+)
 from dpac_engine.core.ports import Clock
 from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
@@ -223,6 +230,10 @@ class Worker:
     async def release(self, group_uid: str, operation_id: str) -> None:
         """See `WorkerApi.release`."""
         await self._running(group_uid).rewinds.release(operation_id)
+
+    async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
+        """See `WorkerApi.change_hold`."""
+        return await self._running(group_uid).change_hold(change)
 
     async def mount(self, request: WorkerMount) -> Mount:
         """See `WorkerApi.mount`."""

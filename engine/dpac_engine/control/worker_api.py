@@ -61,6 +61,27 @@ class RewindProgress(Model):
     error: str = ""
 
 
+class HoldChange(Model):
+    """Hold a checkpoint, or hold it no longer. Times are stamps, in nanoseconds."""
+
+    checkpoint: str
+    held: bool
+    lsn: int = 0
+    since_ns: int = 0
+    until_ns: int = 0
+    reason: str = ""
+
+
+class HoldOutcome(Model):
+    """What became of it, by target."""
+
+    done: list[Name]
+    lacking: list[Name]
+    """These do not have the checkpoint."""
+    failed: dict[Name, str]
+    """Why it could not be done there."""
+
+
 class WorkerApi(Protocol):
     """One worker. Errors are those of the one tree; Unreachable while the worker is down."""
 
@@ -96,6 +117,9 @@ class WorkerApi(Protocol):
 
     async def release(self, group_uid: str, operation_id: str) -> None:
         """Stop writing if it still is, and let everybody to the member again; no error if it is not held."""
+
+    async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
+        """Hold or release a checkpoint at the target of every leg."""
 
     async def mount(self, request: WorkerMount) -> Mount:
         """Open a checkpoint; survives a restart of the worker."""

@@ -10,8 +10,15 @@ from pydantic import BaseModel, ValidationError
 
 from dpac_api.errors import DpacError, TimedOut, Unreachable, from_wire
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
-from dpac_engine.control.worker_api import MountStates, RewindProgress, WorkerMount, WorkerRewind
-from dpac_engine.control.worker_rpc import CheckpointOfGroup, OfGroup, OfMount, OfOperation, OfWorker
+from dpac_engine.control.worker_api import (
+    HoldChange,
+    HoldOutcome,
+    MountStates,
+    RewindProgress,
+    WorkerMount,
+    WorkerRewind,
+)
+from dpac_engine.control.worker_rpc import CheckpointOfGroup, HoldOfGroup, OfGroup, OfMount, OfOperation, OfWorker
 
 CONNECT_SECONDS = 2.0
 STATUS_SECONDS = 5.0
@@ -71,6 +78,10 @@ class WorkerClient:
     async def release(self, group_uid: str, operation_id: str) -> None:
         """See `WorkerApi.release`."""
         await self._call("release", OfOperation(group_uid=group_uid, operation_id=operation_id), ACT_SECONDS)
+
+    async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
+        """See `WorkerApi.change_hold`."""
+        return await self._ask("change_hold", HoldOfGroup(group_uid=group_uid, change=change), ACT_SECONDS, HoldOutcome)
 
     async def mount(self, request: WorkerMount) -> Mount:
         """See `WorkerApi.mount`."""

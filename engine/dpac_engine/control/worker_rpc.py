@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from dpac_api.errors import DpacError, Invalid, NotFound
 from dpac_api.models import CheckpointRequest, Model, Uid
-from dpac_engine.control.worker_api import WorkerApi, WorkerMount, WorkerRewind
+from dpac_engine.control.worker_api import HoldChange, WorkerApi, WorkerMount, WorkerRewind
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,12 @@ class OfOperation(OfGroup):
     """A call about an operation on a group's member."""
 
     operation_id: str
+
+
+class HoldOfGroup(OfGroup):
+    """`change_hold`."""
+
+    change: HoldChange
 
 
 class OfMount(Model):
@@ -66,6 +72,7 @@ METHODS: dict[str, Method] = {
         OfOperation, lambda worker, body: worker.rewind_progress(body.group_uid, body.operation_id)
     ),
     "release": Method(OfOperation, lambda worker, body: worker.release(body.group_uid, body.operation_id)),
+    "change_hold": Method(HoldOfGroup, lambda worker, body: worker.change_hold(body.group_uid, body.change)),
     "mount": Method(WorkerMount, lambda worker, body: worker.mount(body)),
     "unmount": Method(OfMount, lambda worker, body: worker.unmount(body.mount_id)),
     "mount_states": Method(OfWorker, lambda worker, _: worker.mount_states()),

@@ -448,6 +448,13 @@ class RepositoryWriter:
         self.reader.refresh_manifests()
         return self.reader.state
 
+    def open_stored(self) -> RepositoryState:
+        """Open what lies there, and make nothing. Unrecoverable if nothing was ever committed."""
+        self.reader.refresh_manifests()
+        state = self.reader.require_state()
+        self._repository_uid = state.last.repository
+        return state
+
     @property
     def repository_uid(self) -> str:
         """Of the repository that is open."""

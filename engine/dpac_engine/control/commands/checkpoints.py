@@ -1,4 +1,4 @@
-"""`dpac checkpoint`, `checkpoints`, `mount`, `unmount`, `mounts`: moments to come back to."""
+"""`dpac checkpoint`, `checkpoints`, `hold`, `release`, `mount`, `unmount`, `mounts`: moments to come back to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from dpac_api.client import Client
-    from dpac_api.models import Checkpoint, CheckpointRange
+    from dpac_api.models import Checkpoint, CheckpointPage, CheckpointRange
 
 SHOWN = 10
 """Checkpoints listed below the timeline."""
@@ -57,6 +57,7 @@ def checkpoint(
 def checkpoints(
     group: GroupName,
     json: Json = False,
+    held: Annotated[bool, typer.Option("--held", help="Only those that are held, with why and until when.")] = False,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, max=1000, help=f"Checkpoints listed; else {SHOWN}, or {PAGE} as JSON."),
@@ -83,9 +84,13 @@ def checkpoints(
             target=target,
             before=_timestamp(before, "--before"),
             after=_timestamp(after, "--after"),
+            held=held or None,
         )
         if json:
             print_json(page)
+            return
+        if held:
+            say_held(page)
             return
         ranges = [found for found in site.checkpoint_ranges(group) if target in (None, found.target)]
         for line in _timelines(site, group, ranges):
@@ -95,6 +100,51 @@ def checkpoints(
         return
     console().print(_listing(page.items))
     say_more(page.next_cursor)
+
+
+def say_held(page: CheckpointPage) -> None:
+    """The held checkpoints of a page."""
+    if not page.items:
+        say("No checkpoint is held.")
+        return
+    rows = table("CHECKPOINT", "TIME", "HELD UNTIL", "REASON", "TARGETS")
+    for item in page.items:
+        until = moment(item.held_until) if item.held_until else "released"
+        rows.add_row(item.id, moment(item.time), until, escape(item.held_reason), ", ".join(sorted(item.targets)))
+    console().print(rows)
+    say_more(page.next_cursor)
+
+
+def hold(
+    group: GroupName,
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's id, or a selector that means one.")
+    ],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for whoever finds it later.")] = "",
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="TIMESTAMP", help="When it is released by itself (RFC 3339); else never."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Keep a checkpoint, at every target that has it, until it is released."""
+    with client() as site:
+        found = site.hold(group, checkpoint, reason=reason, until=_timestamp(until, "--until"))
+    if json:
+        print_json(found)
+        return
+    end = f"until {moment(found.held_until)}" if found.held_until else f"until `dpac release {group} {found.id}`"
+    say(f"{found.id} of {moment(found.time)} is held at {', '.join(sorted(found.targets))} {end}.")
+
+
+def release(
+    group: GroupName,
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="The held checkpoint's id.")],
+) -> None:
+    """Hold a checkpoint no longer: it ages out like any other."""
+    with client() as site:
+        site.release(group, checkpoint)
+    say(f"{checkpoint} is not held any more.")
 
 
 def _timestamp(text: str | None, option: str) -> datetime | None:
