@@ -26,6 +26,8 @@ from dpac_engine.io.stores.prefixed import PrefixedStore
 from tests.e2e.ledger import BLOCK_BYTES, block_content, number_of
 from tests.e2e.site import SECONDS_MAX, LiveSite, connected, contents, flush, until, write
 
+pytestmark = pytest.mark.e2e
+
 BLOCKS = 256
 WRITES_A_FLUSH = 4
 
