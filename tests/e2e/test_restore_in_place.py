@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +173,121 @@ def test_killed_half_way_it_says_how_to_go_on_and_back(site: LiveSite, victim: s
     assert contents(site.uri("shop/disk")) == good
     back(site, f"tag:before-restore-{begun.id}")
     assert contents(site.uri("shop/disk")) == bad
+
+
+def snapshot(root: Path) -> dict[str, tuple[Any, ...]]:
+    """Everything that can be told of a tree, but for databases' logs, which come and go."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for path in [root, *root.rglob("*")]:
+        status = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        key = str(path.relative_to(root))
+        found[key] = (oct(status.st_mode), status.st_uid, status.st_mtime_ns, status.st_nlink, content)
+    return found
+
+
+def rows_in(database: Path) -> list[int]:
+    """The rows of a sound database."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+        assert opened.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [row for (row,) in opened.execute("SELECT id FROM orders ORDER BY id")]
+
+
+APPLICATION = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA journal_mode=WAL")
+database.execute("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, text TEXT)")
+for row in range(int(sys.argv[2]), int(sys.argv[3])):
+    database.execute("INSERT INTO orders VALUES (?, ?)", (row, "x" * 200))
+print("written", flush=True)
+sys.stdin.read(1)
+os._exit(1)
+"""
+"""Leaves its write-ahead log behind, as one that was killed does."""
+
+
+@contextmanager
+def application(database: Path, first: int, end: int) -> Iterator[None]:
+    """Has written rows, and has the database open until the end; then it dies."""
+    command = [sys.executable, "-c", APPLICATION, str(database), str(first), str(end)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        try:
+            yield
+        finally:
+            process.communicate("x")
+
+
+def test_a_directory_with_a_database_goes_back_and_forth(site: LiveSite, tmp_path: Path) -> None:
+    """Content, links, modes and times are those of the checkpoint, no log of another state stays, and the undo undoes it."""
+    data = tmp_path / "data"
+    (data / "etc").mkdir(parents=True)
+    (data / "etc" / "app.conf").write_text("right")
+    (data / "etc" / "same.conf").write_text("stays")
+    (data / "one.bin").write_bytes(b"1" * 300_000)
+    os.link(data / "one.bin", data / "two.bin")
+    (data / "link").symlink_to("etc/app.conf")
+    (data / "kind").mkdir()
+    (data / "kind" / "inner").write_text("in a folder")
+    (data / "run.sh").write_text("#!/bin/sh")
+    (data / "run.sh").chmod(0o750)
+    with application(data / "orders.db", 0, 100):
+        pass
+    site.protect("shop", {"data": {"kind": "directory", "path": str(data), "blueprint": "sqlite"}})
+    captured(site, "good")
+    good = snapshot(data)
+    kept = (data / "etc" / "same.conf").stat().st_ino
+
+    (data / "etc" / "app.conf").write_text("wrong and longer")
+    (data / "one.bin").unlink()
+    (data / "run.sh").chmod(0o700)
+    shutil.rmtree(data / "kind")
+    (data / "kind").write_text("a file now")
+    (data / "new" / "deep").mkdir(parents=True)
+    (data / "new" / "deep" / "file").write_text("new")
+    words = ("restore", "shop", "--member", "data", "--at", "tag:good", "--in-place", "--yes")
+    with application(data / "orders.db", 100, 300):
+        refused = site.dpac(*words, status=1)
+        assert "orders.db" in refused.stderr
+        assert "open for writing" in refused.stderr
+    assert (data / "orders.db-wal").stat().st_size > 0
+    captured(site, "bad")
+    bad = snapshot(data)
+
+    report = site.dpac_json(*words)["result"]
+    assert report["paths_removed"] == 3  # new, new/deep, new/deep/file
+    assert not (data / "orders.db-wal").exists()
+    assert rows_in(data / "orders.db") == list(range(100))
+    assert without_database(snapshot(data)) == without_database(good)
+    assert (data / "etc" / "same.conf").stat().st_ino == kept
+    operation = report["safety_tag"].removeprefix("before-restore-")
+    site.wait_for_checkpoint("shop", f"tag:after-restore-{operation}")
+    page = site.dpac_json("diff", "shop", "--from", "tag:good", "--to", f"tag:after-restore-{operation}")
+    assert {item["path"] for item in page["items"]} <= {"one.bin", "two.bin"}  # another inode
+
+    undone = site.dpac_json(*words[:5], f"tag:{report['safety_tag']}", *words[6:])
+    assert undone["phase"] == "Succeeded"
+    assert rows_in(data / "orders.db") == list(range(300))
+    assert without_database(snapshot(data)) == without_database(bad)
+
+
+def captured(site: LiveSite, tag: str) -> None:
+    """A tagged checkpoint that holds the directory as it is now."""
+    now = datetime.now(UTC)
+
+    def seen() -> bool:
+        as_of = site.rest.group_status("shop").members["data"].as_of
+        return as_of is not None and as_of > now
+
+    until(seen, f"the directory is captured for {tag}")
+    mark(site, tag)
+
+
+def without_database(found: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """But for the database, its logs, and the root, whose times change with these."""
+    return {path: what for path, what in found.items() if not path.startswith("orders.db") and path != "."}
 
 
 def writing(site: LiveSite, operation: Operation) -> bool:

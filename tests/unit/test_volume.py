@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 
 from dpac_api.errors import Conflict, Invalid
+from dpac_engine.core.difference import RangeChange
+from dpac_engine.core.extents import Piece
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.members.overlay import Overlay
+from dpac_engine.io.members.tally import Tally
 from dpac_engine.io.members.volume import Volume
+from dpac_engine.io.members.volume_rewind import rewind_volume
 from dpac_engine.io.nbd.export import Change, ChangeKind, Stopped
 from dpac_engine.io.spool import Identity, Spool, scan
 
@@ -277,3 +281,84 @@ def test_a_reader_never_sees_a_block_with_neither_its_entry_nor_the_zeroes_over_
     overlay.zero(0, 4096 * 5000, 99_968)
     assert seen
     assert set(seen) == {-99_968}
+
+
+# ------------------------------------------------------------------ going back in place
+
+
+class Then:
+    """An image of a few runs (as `core.image.VolumeImage`)."""
+
+    def __init__(self, content: dict[int, bytes], size_bytes: int) -> None:
+        self.content, self.size_bytes, self.map = content, size_bytes, self
+
+    def lookup(self, offset: int, length: int) -> list[Piece]:
+        return [
+            Piece(at, len(data), 0, 0)
+            for at, data in self.content.items()
+            if at < offset + length and at + len(data) > offset
+        ]
+
+    def read(self, offset: int, length: int) -> bytes:
+        whole = bytearray(DEVICE_BYTES)
+        for at, data in self.content.items():
+            whole[at : at + len(data)] = data
+        return bytes(whole[offset : offset + length])
+
+
+def test_a_volume_goes_back_by_writing_what_differs_and_no_more(tmp_path: Path) -> None:
+    """Through the journal; zeroes as holes; what is the same, or outside of what may differ, is left alone."""
+
+    async def story(bench: Bench) -> None:
+        bench.write(0, b"a" * 8192)
+        bench.write(65536, b"b" * 8192)
+        bench.write(131072, b"kept" * 1024)
+        then = Then({0: b"a" * 4096 + b"c" * 4096}, 100_352)
+        before = bench.spool.head_lsn
+        tally = Tally()
+        await rewind_volume(bench.volume, then, [RangeChange(0, 16384), RangeChange(65536, 65536)], tally)  # type: ignore[arg-type]
+        assert (tally.bytes_written, tally.bytes_zeroed) == (4096, 8192)
+        assert (tally.done_bytes, tally.total_bytes) == (81920, 81920)
+        records = [header for header, _ in scan(tmp_path / "spool", before, 1, 0)]
+        assert [(header.offset, header.length) for header in records] == [(4096, 4096), (65536, 8192)]
+        now = bench.volume.read_blocking(0, DEVICE_BYTES)
+        assert now[:8192] == b"a" * 4096 + b"c" * 4096
+        assert not any(now[8192:131072])
+        assert now[131072:135168] == b"kept" * 1024
+
+    run(tmp_path, story)
+
+
+def test_going_back_waits_for_room_and_ends_with_its_volume(tmp_path: Path) -> None:
+    """Like any client it is held back while the journal is full; a volume that is detached meanwhile is no reason to hang."""
+
+    async def story(bench: Bench) -> None:
+        bench.volume.backpressure = True
+        then, tally = Then({0: b"x" * 4096}, DEVICE_BYTES), Tally()
+        going = asyncio.create_task(rewind_volume(bench.volume, then, [RangeChange(0, 4096)], tally))  # type: ignore[arg-type]
+        while not bench.volume._relief:  # noqa: ASYNC110 - the volume tells nobody
+            await asyncio.sleep(0)
+        assert tally.bytes_written == 0
+        await bench.volume.stop()
+        with pytest.raises(Stopped):
+            await going
+
+    run(tmp_path, story)
+
+
+def test_going_back_needs_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would fill holes is counted before the first write; what lies there already needs none."""
+    real = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([512, 512, 9, 8, 8, *real(path)[5:]]))
+
+    async def story(bench: Bench) -> None:
+        bench.volume.submit([Change(ChangeKind.TRIM, 65536, 65536, None)])
+        head_lsn = bench.spool.head_lsn
+        then = Then({65536: b"x" * 65536}, DEVICE_BYTES)
+        with pytest.raises(Invalid, match="Nothing was changed"):
+            await rewind_volume(bench.volume, then, [RangeChange(65536, 65536)], Tally())  # type: ignore[arg-type]
+        assert bench.spool.head_lsn == head_lsn
+        over = Then({0: b"x" * 65536}, DEVICE_BYTES)
+        await rewind_volume(bench.volume, over, [RangeChange(0, 65536)], Tally())  # type: ignore[arg-type]
+
+    run(tmp_path, story)

@@ -19,11 +19,15 @@ from dpac_engine.control.group_state import GroupState, MemberMemory
 from dpac_engine.control.moments import nanoseconds
 from dpac_engine.control.shipper import MemberInfo
 from dpac_engine.core.checkpoints import CutBody
+from dpac_engine.core.difference import FileChange
+from dpac_engine.core.image import TreeImage
 from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode_key_change
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import sync_folder
+from dpac_engine.io.members.tally import Tally
 from dpac_engine.io.members.volume import Commits, Signature, Volume, signature_of
 from dpac_engine.io.nbd.export import Change
+from dpac_engine.io.open_files import writers_below
 from dpac_engine.io.spool import Entry, Spool
 from dpac_engine.io.unapplied import Record, read_aside, set_aside
 
@@ -56,6 +60,12 @@ class Directory(Protocol):
 
     async def barrier(self) -> Cut:
         """Quiesce by the blueprint and capture what was committed before the call."""
+
+    async def settle(self) -> None:
+        """A full capture that misses nothing; Temporary, naming what it misses, if it does."""
+
+    async def rewind(self, now: TreeImage, then: TreeImage, changed: Sequence[FileChange], tally: Tally) -> None:
+        """Make the folder, which holds what `now` says, hold what `then` says, and capture it."""
 
     def cut(self) -> Cut:
         """How exact it is in a checkpoint made now."""
@@ -203,6 +213,22 @@ class Member:
                 log.warning("member %s: operation %s drops its %d client(s)", self.name, holder, count)
             self.holder = holder  # first: who is dropped connects again at once
             self.volume.drop_clients()
+        if self.directory is not None:
+            if not force:
+                await asyncio.to_thread(self._require_unused)
+            self.holder = holder
+            try:
+                await self.directory.settle()
+            except BaseException:
+                self.holder = ""
+                raise
+
+    def _require_unused(self) -> None:
+        for pid, path in writers_below(Path(self.spec.path)):
+            raise Conflict(
+                f"Process {pid} has {path} open for writing. Stop what uses the directory, or go on regardless with --force-disconnect, which "
+                "may lose or damage what it writes. Nothing was changed."
+            )
 
     def let_go(self, holder: str) -> None:
         """Serve clients again."""

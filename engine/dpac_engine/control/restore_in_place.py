@@ -78,8 +78,6 @@ class RestoreInPlace:
         self._spec = group.spec.members[name]
         if self._spec.kind == "volume":
             self._check_size(repository.image(self._mark).volume(self._ordinal).size_bytes)
-        else:
-            raise Invalid("Only volumes can be restored in place. Restore the directory to a new path.")
         return f"{self._mark.id} at {self._target}{f'; {note}' if note else ''}"
 
     def _check_size(self, then_bytes: int) -> None:

@@ -17,9 +17,10 @@ from dpac_api.models import TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.member import Member
 from dpac_engine.control.worker_api import RewindProgress, WorkerRewind
-from dpac_engine.core.difference import RangeChange, changed_ranges
-from dpac_engine.core.image import VolumeImage
-from dpac_engine.io.members.volume_rewind import Tally, rewind_volume
+from dpac_engine.core.difference import changed_files, changed_ranges
+from dpac_engine.core.image import Image
+from dpac_engine.io.members.tally import Tally
+from dpac_engine.io.members.volume_rewind import rewind_volume
 from dpac_engine.io.repository import RepositoryReader
 
 log = logging.getLogger(__name__)
@@ -114,22 +115,28 @@ class Rewinds:
             found.error = f"An internal error: {type(error).__name__}: {error}. The worker's log has more."
         tally = found.tally
         log.info(
-            "member %s: operation %s wrote %d bytes and zeroed %d to go back to %s%s",
-            found.member.name, request.operation_id, tally.bytes_written, tally.bytes_zeroed, request.checkpoint,
+            "member %s: operation %s wrote %d bytes, zeroed %d and removed %d paths to go back to %s%s",
+            found.member.name, request.operation_id, tally.bytes_written, tally.bytes_zeroed,
+            tally.paths_removed, request.checkpoint,
             f"; it failed: {found.error}" if found.error else "",
         )  # fmt: skip
 
     async def _write(self, request: WorkerRewind, found: _Rewind) -> None:
-        volume = found.member.volume
-        if volume is None:
+        volume, directory = found.member.volume, found.member.directory
+        now, then, ordinal = *await asyncio.to_thread(self._images, request), request.ordinal
+        if volume is not None:
+            ranges = await asyncio.to_thread(changed_ranges, now, then, ordinal)
+            await rewind_volume(volume, await asyncio.to_thread(then.volume, ordinal), ranges, found.tally)
+        elif directory is not None:
+            files = await asyncio.to_thread(changed_files, now, then, ordinal)
+            trees = [await asyncio.to_thread(image.tree, ordinal) for image in (now, then)]
+            await directory.rewind(trees[0], trees[1], files, found.tally)
+        else:
             raise Conflict(f"The member {request.member!r} was detached meanwhile. Attach it, and restore again.")
-        image, changed = await asyncio.to_thread(self._compare, request)
-        await rewind_volume(volume, image, changed, found.tally)
 
-    def _compare(self, request: WorkerRewind) -> tuple[VolumeImage, list[RangeChange]]:
-        """The image to go back to, and what differs from what the member holds; from indexes. Blocks."""
+    def _images(self, request: WorkerRewind) -> tuple[Image, Image]:
+        """What the group holds, and what it goes back to, of one reader. Blocks."""
         reader = self._open_reader(self._group.assignment.group_uid, self._group.assignment.targets[request.target])
         reader.refresh()
-        then = reader.image(reader.resolve(request.checkpoint))
-        now = reader.image(reader.resolve(request.safety_checkpoint))
-        return then.volume(request.ordinal), changed_ranges(now, then, request.ordinal)
+        now, then = (reader.resolve(one) for one in (request.safety_checkpoint, request.checkpoint))
+        return reader.image(now), reader.image(then)

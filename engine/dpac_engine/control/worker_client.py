@@ -24,6 +24,8 @@ CONNECT_SECONDS = 2.0
 STATUS_SECONDS = 5.0
 ACT_SECONDS = 60.0
 SHIP_SECONDS = 300.0
+HOLD_SECONDS = 110.0
+"""A directory is captured in full for it; less than what an operation waits for any answer."""
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
@@ -64,7 +66,7 @@ class WorkerClient:
 
     async def hold(self, request: WorkerRewind) -> None:
         """See `WorkerApi.hold`."""
-        await self._call("hold", request, ACT_SECONDS)
+        await self._call("hold", request, HOLD_SECONDS)
 
     async def rewind(self, request: WorkerRewind) -> None:
         """See `WorkerApi.rewind`."""

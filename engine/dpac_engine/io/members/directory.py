@@ -10,7 +10,8 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +19,18 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from dpac_api.errors import DpacError, Temporary
 from dpac_api.models import Condition, Cut, MemberStatus
+from dpac_engine.core.difference import FileChange
 from dpac_engine.core.entries import EntryType, encode_entry
+from dpac_engine.core.image import TreeImage
 from dpac_engine.core.ports import Clock, JournalWriter
 from dpac_engine.core.records import KeyChange
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.members import seed
 from dpac_engine.io.members.capture import Capture, RootGone, Seeding
 from dpac_engine.io.members.chunks import Abandoned
+from dpac_engine.io.members.tally import Tally
 from dpac_engine.io.members.tree_index import Root, TreeIndex
+from dpac_engine.io.members.tree_rewind import rewind_tree
 from dpac_engine.io.members.watch import TreeWatch
 
 _log = logging.getLogger(__name__)
@@ -165,6 +170,36 @@ class DirectoryMember:
         not captured as it is now, or if there is no blueprint.
         """
         return await self._whole(self._barrier())
+
+    async def settle(self) -> None:
+        """A full capture that misses nothing; Temporary, naming what it misses, if it does."""
+        await self.capture(full=True)
+        found = self._capture.findings
+        if self._capture.stale or found.unreadable or found.unstable:
+            why = " ".join(self._problems().values())
+            raise Temporary(
+                f"{self.path} cannot be captured as it is now. {why} Stop what writes there, then try again."
+            )
+
+    async def rewind(self, now: TreeImage, then: TreeImage, changed: Sequence[FileChange], tally: Tally) -> None:
+        """Make the folder, which holds what `now` says, hold what `then` says (`tree_rewind`).
+
+        Nothing is captured meanwhile, and everything before this returns. Ended by being cancelled.
+        """
+        stopping = threading.Event()
+        async with self._lock:
+            work = asyncio.ensure_future(
+                self._capture.in_thread(
+                    lambda: rewind_tree(self.path, now, then, changed, self._blueprint, tally, stopping)
+                )
+            )
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                stopping.set()
+                await asyncio.gather(work, return_exceptions=True)
+                raise
+        await self.capture(full=True)
 
     def release(self) -> None:
         """The barrier's mark is written: go on capturing."""

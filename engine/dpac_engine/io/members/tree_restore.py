@@ -28,7 +28,8 @@ _NODE_TYPES = {
     EntryType.CHARACTER_DEVICE: stat.S_IFCHR,
     EntryType.BLOCK_DEVICE: stat.S_IFBLK,
 }
-_IMPLIED_FOLDER = Entry(type=EntryType.DIRECTORY, mode=0o755, uid=0, gid=0, mtime_ns=0)
+IMPLIED_FOLDER = Entry(type=EntryType.DIRECTORY, mode=0o755, uid=0, gid=0, mtime_ns=0)
+"""Stands for a folder above an entry that has none itself."""
 
 
 def restore_tree(
@@ -48,24 +49,24 @@ def restore_tree(
     As root the owners are restored, and devices; else everything belongs to the caller and a device is Denied.
     Conflict if `to` holds anything; Corruption if an entry or chunk is not what was written, or would leave `to`.
     """
-    tree = _checked(entries, read_chunk)
+    tree = checked(entries, read_chunk)
     expect(sum(length for entry in tree.values() if entry.type is EntryType.FILE for _, length, _ in entry.pieces()))
     partial = _begin(to)
     try:
         try:
             with Beneath(partial) as beneath:
-                written = _Restoring(beneath, tree, read_chunk, progress).run()
-                _sync(beneath.root_fd)
+                written = Restoring(beneath, tree, read_chunk, progress).run()
+                sync_all(beneath.root_fd)
             _publish(partial, to, tree.get(ROOT))
         except OSError as error:
-            raise _of_dpac(error, to) from error
+            raise of_dpac(error, to) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return written
 
 
-def _checked(entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk) -> dict[bytes, Entry]:
+def checked(entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk) -> dict[bytes, Entry]:
     """The entries by path, every path proven to stay below the root, every folder above one present."""
 
     def listed(digest: bytes) -> bytes:
@@ -78,7 +79,7 @@ def _checked(entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk) -> d
         tree[path] = decode_entry(value, listed)
     for path in list(tree):
         while (path := split(path)[0]) and path not in tree:
-            tree[path] = _IMPLIED_FOLDER
+            tree[path] = IMPLIED_FOLDER
         if path and tree[path].type is not EntryType.DIRECTORY:
             raise Corruption(f"An entry lies below {path!r}, which is no folder; nothing was restored.")
     if ROOT in tree and tree[ROOT].type is not EntryType.DIRECTORY:
@@ -105,7 +106,7 @@ def _begin(to: Path) -> Path:
     except NotADirectoryError as error:
         raise Conflict(f"{to} is not a folder. Restore to a new path or an empty folder.") from error
     except OSError as error:
-        raise _of_dpac(error, to) from error
+        raise of_dpac(error, to) from error
     return partial
 
 
@@ -125,13 +126,13 @@ def _publish(partial: Path, to: Path, root: Entry | None) -> None:
     fd = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if root is not None:
-            _set_metadata(fd, root)
+            set_metadata(fd, root)
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-class _Restoring:
+class Restoring:
     """Writes a checked tree; each step in an order in which no path leads through a symlink."""
 
     def __init__(
@@ -156,8 +157,8 @@ class _Restoring:
             self._other(path, self._tree[path])
         # What a folder holds sets its times, and its mode may forbid to change that: folders last, deepest first.
         for path in sorted(folders, key=lambda path: -path.count(b"/")):
-            if self._tree[path] is not _IMPLIED_FOLDER:
-                _set_metadata(self._beneath.folder(path), self._tree[path])
+            if self._tree[path] is not IMPLIED_FOLDER:
+                set_metadata(self._beneath.folder(path), self._tree[path])
         return written
 
     def _file(self, path: bytes, entry: Entry) -> int:
@@ -174,7 +175,7 @@ class _Restoring:
                 _write(fd, offset, content, entry.sparse)
                 written += length
                 self._progress(length)
-            _set_metadata(fd, entry)
+            set_metadata(fd, entry)
         finally:
             os.close(fd)
         return written
@@ -243,7 +244,7 @@ def _write_all(fd: int, content: bytes, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def _set_metadata(fd: int, entry: Entry) -> None:
+def set_metadata(fd: int, entry: Entry) -> None:
     """Owner first: changing it clears set-user-id; times last."""
     if os.geteuid() == 0:
         os.chown(fd, entry.uid, entry.gid)
@@ -262,7 +263,7 @@ def _set_xattr(at: int | bytes, key: bytes, value: bytes) -> None:
             raise
 
 
-def _sync(fd: int) -> None:
+def sync_all(fd: int) -> None:
     """Every file of the file system, in one call: with many small files an fsync each takes far longer."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(fd) != 0:
@@ -270,7 +271,8 @@ def _sync(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _of_dpac(error: OSError, to: Path) -> DpacError:
+def of_dpac(error: OSError, to: Path) -> DpacError:
+    """What to say of a failure at `to`."""
     problem = f"The restore to {to} failed: {error.strerror}."
     if isinstance(error, PermissionError):
         return Denied(f"{problem} Restore as a user who may write there (devices need root).")

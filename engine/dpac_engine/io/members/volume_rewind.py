@@ -10,12 +10,12 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from dpac_api.errors import Invalid
 from dpac_engine.core.difference import RangeChange, differing_runs
 from dpac_engine.core.extents import ZEROES
 from dpac_engine.core.image import VolumeImage
+from dpac_engine.io.members.tally import Tally
 from dpac_engine.io.members.volume import Volume
 from dpac_engine.io.nbd.export import Change, ChangeKind
 
@@ -24,18 +24,6 @@ PIECES_AHEAD = 4
 """Read and compared at the same time."""
 BLOCK_BYTES = 4096
 """Compared and written as a whole."""
-
-
-@dataclass
-class Tally:
-    """What a rewind has done so far. `done_bytes` of `total_bytes` were compared."""
-
-    done_bytes: int = 0
-    total_bytes: int = 0
-    bytes_written: int = 0
-    bytes_zeroed: int = 0
-    paths_written: int = 0
-    paths_removed: int = 0
 
 
 async def rewind_volume(volume: Volume, image: VolumeImage, changed: Sequence[RangeChange], tally: Tally) -> None:
