@@ -24,8 +24,8 @@ class MemberMemory(msgspec.Struct):
     """Rises when its content changed unseen, so that every leg seeds it anew."""
     content_began: bool = False
     """It was attached once: a missing file is a loss, not something to create."""
-    content_lsn: int = 0
-    """Where `content` rose: the log before it does not tell what is after it."""
+    content_lsns: dict[int, int] = {}
+    """What `content` rose to -> where: the log before it does not tell what is after it."""
     void_incarnation: int = 0
     """Records up to this incarnation are not replayed: the journal failed in it, and the file went on without."""
     aside_lsn: int = 0

@@ -272,6 +272,10 @@ class Member:
             if self._is_behind:
                 # Now, not behind the clients' backs: if the file still cannot take it, they must not be let in.
                 await asyncio.to_thread(self._catch_up, volume)
+            if self.memory.void_incarnation:
+                # What went past a broken journal before this process began may lie in the page cache alone, and no record will
+                # tell it again: a FLUSH from here on means it too.
+                await asyncio.to_thread(volume.take, ())
             for header, _ in self._found:
                 if header.incarnation > self.memory.void_incarnation:
                     volume.recover(header)
@@ -364,7 +368,8 @@ class Member:
         """Set aside what the spool holds for this volume, which cannot take it now: the others need the room. Raises OSError."""
         if not self.pins:
             return
-        head_lsn, from_lsn = self._spool.head_lsn, self.applied_lsn
+        # What a loss of power takes off the journal's end leaves its LSNs to other records: those are not set aside.
+        durable_lsn, from_lsn = self._spool.durable_lsn, self.applied_lsn
 
         def store() -> None:
             before = [record for record in read_aside(self._aside) if self._counts(record)]
@@ -372,7 +377,7 @@ class Member:
             set_aside(self._aside, [*before, *(found or self._left_in_spool(from_lsn))])
 
         await asyncio.to_thread(store)
-        self.memory.aside_lsn, self._unapplied_lsn, self._found = head_lsn, None, []
+        self.memory.aside_lsn, self._unapplied_lsn, self._found = durable_lsn, None, []
         log.warning("member %s: changes that its file lacks were set aside in %s", self.name, self._aside)
 
     @property
@@ -407,7 +412,8 @@ class Member:
 
     def _content_changed(self) -> None:
         self.memory.content += 1
-        self.memory.content_lsn = self._spool.head_lsn
+        # Not the head: a loss of power may take the journal back to here, and what follows then is after the change.
+        self.memory.content_lsns[self.memory.content] = self._spool.durable_lsn
 
     def _bypassing(self) -> None:
         # From here on the file is ahead of the journal: nothing of it may be replayed, and targets need a new seed.
@@ -524,7 +530,7 @@ class Member:
             memory.start_lsn if memory.kind == "directory" else None,
             memory.seeded_lsn,
             self.volume if self.volume is not None and not self.volume.bypass else directory,
-            memory.content_lsn,
+            memory.content_lsns,
         )
 
     def status(self, seeded: bool) -> MemberStatus:

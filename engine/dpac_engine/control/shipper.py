@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypedDict
 
 import msgspec
@@ -56,8 +57,8 @@ class MemberInfo(NamedTuple):
     """... once the log before this LSN is there; None: not yet."""
     source: SeedSource | None
     """None while it is not attached."""
-    content_lsn: int = 0
-    """Where `content` rose: the log before it does not tell what is after it."""
+    content_lsns: Mapping[int, int] = MappingProxyType({})
+    """What `content` rose to -> where: the log before it does not tell what is after it."""
 
 
 class GroupView(Protocol):
@@ -610,7 +611,9 @@ class Shipper:
                 members[ordinal] = MemberState(info.uid, info.kind, info.name, info.content, founding=state is None)
             elif members[ordinal].is_ready and members[ordinal].content != info.content:
                 # What changed unseen is not in the log: no checkpoint from there on holds it until it is seeded anew.
-                members[ordinal] = members[ordinal].reseeding(info.content_lsn, members[ordinal].content)
+                # It may have done so more than once: the first time counts that the target was not told of.
+                content = members[ordinal].content
+                members[ordinal] = members[ordinal].reseeding(info.content_lsns.get(content + 1, 0), content)
         return members
 
     def _by_log(self, member: MemberState, info: MemberInfo) -> bool:
@@ -659,6 +662,9 @@ class Shipper:
                 ) from error
             return True
         arrived = await stream.arrived()
+        if not await self._is_durable(arrived[-1][0].to_lsn - 1):
+            await self._abandon_seed()
+            return False
         if not self._is_current(seeding):
             return True  # it was detached, or changed unseen, meanwhile
         members = self._members()
@@ -674,6 +680,18 @@ class Shipper:
             await self._abandon_seed()
             await self._delta_done(seeding.ordinal)
         return True
+
+    async def _is_durable(self, lsn: int) -> bool:
+        """Wait until the journal before `lsn` is; False if it never will be. What a loss of power may still take back must not
+        be at a target: other records would get its LSNs."""
+        outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def settle(error: OSError | None) -> None:
+            if not outcome.done():
+                outcome.set_result(error is None)
+
+        self.group.spool.when_durable(lsn, settle)
+        return await outcome
 
     async def _delta_done(self, ordinal: int) -> None:
         """A volume is whole at the target, so what was dirty of it is not any more."""

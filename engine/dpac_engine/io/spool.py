@@ -270,7 +270,7 @@ class Spool:
             _allocate(path)
             self._spares.append(path)
         except OSError:
-            path.unlink(missing_ok=True)  # the append path will meet the full disk and say so
+            pass  # the append path will meet the full disk and say so
         finally:
             self._sparing = None
 
@@ -352,6 +352,7 @@ class Spool:
             spare.unlink(missing_ok=True)
             raise
         self._spares = [spare]
+        self._renamed = True  # the names of both are new: the first commit syncs them
         self._identity = identity
         self.head_lsn = self.durable_lsn = self.released_lsn = self._wanted_lsn = head_lsn
         self._files[head_lsn // FILE_BYTES] = _File(first, head_lsn // FILE_BYTES)
@@ -392,6 +393,10 @@ def _allocate(path: Path) -> None:
             if os.pwrite(descriptor, piece, at) != len(piece):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()  # others need what room it took, the group's state above all
+        raise
     finally:
         os.close(descriptor)
 

@@ -1,0 +1,126 @@
+"""What must be there: every change a client made, with the place in the journal that it got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dpac_engine.core.records import Header, Kind
+from dpac_engine.io.nbd.export import Change
+
+SECTOR = 512
+_DEVICE = (Kind.WRITE, Kind.ZERO, Kind.TRIM)
+
+
+class Written(NamedTuple):
+    """A change. `direct`: the journal was broken, it went past it; `lsn` is where the journal had ended."""
+
+    lsn: int
+    offset: int
+    data: bytes
+    direct: bool
+
+
+class Wrong(AssertionError):
+    """A promise was broken."""
+
+
+class Device:
+    """One volume, as its client knows it."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.sizes = {size_bytes}
+        self.size_bytes = size_bytes
+        self.log: list[Written] = []
+        self.flushed = 0
+        """How many entries of the log the newest answered FLUSH covers."""
+        self.tried: list[Change] = []
+        """A batch that was not acknowledged before the process ended."""
+        self._content: bytearray | None = None
+
+    def grow(self, size_bytes: int) -> None:
+        """The device has that size from now on."""
+        self.size_bytes = max(self.size_bytes, size_bytes)
+        self.sizes.add(self.size_bytes)
+        self._content = None
+
+    def add(self, entry: Written) -> None:
+        """A change was made."""
+        self.log.append(entry)
+        if self._content is not None:
+            self._content[entry.offset : entry.offset + len(entry.data)] = entry.data
+
+    @property
+    def content(self) -> bytes:
+        """As it is now."""
+        if self._content is None:
+            self._content = self.replay(self.log)
+        return bytes(self._content)
+
+    def replay(self, entries: Iterable[Written]) -> bytearray:
+        """What those entries make of zeroes."""
+        content = bytearray(self.size_bytes)
+        for entry in entries:
+            content[entry.offset : entry.offset + len(entry.data)] = entry.data
+        return content
+
+    def at(self, lsn: int) -> bytes:
+        """As every change before that place in the journal left it."""
+        return bytes(self.replay(entry for entry in self.log if entry.lsn < lsn))
+
+    def took_back(
+        self, found: Sequence[tuple[Header, memoryview]], ordinal: int, known_lsn: int, head_lsn: int
+    ) -> None:
+        """A new life begins with the journal before `head_lsn`: what it lost is gone, what it has of an unacknowledged batch is there."""
+        self.log = [entry for entry in self.log if entry.lsn < head_lsn or entry.direct]
+        tried, self.tried = self.tried, []
+        mine = [
+            each for each in found if each[0].member == ordinal and each[0].kind in _DEVICE and each[0].lsn >= known_lsn
+        ]
+        for (header, _), change in zip(mine, tried, strict=False):
+            if (header.offset, header.length) == (change.offset, change.length):
+                self.log.append(Written(header.lsn, change.offset, data_of(change), False))
+        self._content = None
+
+    def adopt(self, content: bytes, lsn: int, what: str) -> None:
+        """After an end without a journal: each sector is as some change since the newest FLUSH left it, or as that found it."""
+        later = [
+            *self.log[self.flushed :],
+            *(Written(lsn, change.offset, data_of(change), True) for change in self.tried),
+        ]
+        known = self.replay(self.log[: self.flushed])
+        self.tried = []
+        for at in range(0, self.size_bytes, SECTOR):
+            found = content[at : at + SECTOR]
+            if found == known[at : at + SECTOR]:
+                continue
+            versions = [
+                entry.data[at - entry.offset :][:SECTOR]
+                for entry in later
+                if entry.offset <= at < entry.offset + len(entry.data)
+            ]
+            if found not in versions:
+                raise Wrong(f"{what}: the sector at {at} was never so")
+        self.log = [*(entry for entry in self.log if entry.lsn < lsn), Written(lsn, 0, content, True)]
+        self.flushed, self._content = len(self.log), None
+
+    def check(self, content: bytes, what: str) -> None:
+        """Wrong if that is not what the client wrote."""
+        difference(self.content, content, what)
+
+
+def data_of(change: Change) -> bytes:
+    """What it leaves on the device."""
+    return bytes(change.length) if change.data is None else bytes(change.data)
+
+
+def difference(expected: bytes, found: bytes, what: str) -> None:
+    """Wrong, saying where, unless they are equal."""
+    if bytes(found) == bytes(expected):
+        return
+    if len(found) != len(expected):
+        raise Wrong(f"{what}: {len(found)} bytes, not {len(expected)}")
+    at = next(at for at in range(0, len(expected), SECTOR) if expected[at : at + SECTOR] != found[at : at + SECTOR])
+    raise Wrong(
+        f"{what}: the sector at {at} begins {bytes(found[at : at + 8]).hex()}, not {bytes(expected[at : at + 8]).hex()}"
+    )

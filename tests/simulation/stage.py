@@ -1,0 +1,112 @@
+"""Puts the world's stand-ins in the place of what the engine's modules use of the operating system."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import logging
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from dpac_engine.control import compaction, group, member, seeding, shipper, tracking
+from dpac_engine.core import bitmap, retention
+from dpac_engine.io import daemon_thread, files, repository, spool
+from dpac_engine.io.members import overlay, volume
+from tests.simulation import host, world
+
+SPOOL_FILE_BYTES = 64 * 1024
+_ENGINE = logging.getLogger("dpac_engine")
+
+
+class Secrets:
+    """`secrets`, from the seed."""
+
+    def __init__(self) -> None:
+        self.chance = Random(0)
+
+    def token_bytes(self, count: int) -> bytes:
+        """See `secrets.token_bytes`."""
+        return self.chance.randbytes(count)
+
+    def token_hex(self, count: int) -> str:
+        """See `secrets.token_hex`."""
+        return self.chance.randbytes(count).hex()
+
+
+SECRETS = Secrets()
+_OS = host.Proxy()
+_THREADS = SimpleNamespace(Thread=world.Thread, Condition=world.Condition, Lock=world.Lock)
+_MMAP = SimpleNamespace(mmap=lambda *args, **named: host.current().mmap(*args, **named), PROT_READ=mmap.PROT_READ)
+_FCNTL = SimpleNamespace(flock=lambda *args: host.current().flock(*args), LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+
+_STAND_INS: dict[Any, dict[str, Any]] = {
+    spool: {"os": _OS, "threading": _THREADS, "mmap": _MMAP},
+    files: {"os": _OS, "open": host.OpenedFile},
+    volume: {
+        "os": _OS,
+        "fcntl": _FCNTL,
+        "wait": world.wait_for,
+        "punch_hole": lambda *args: host.current().punch_hole(*args),
+        "data_ranges": lambda *args: host.current().data_ranges(*args),
+    },
+    member: {"os": _OS, "Path": host.HostPath},
+    group: {"threading": _THREADS, "shutil": _OS},
+    tracking: {"shutil": _OS},
+    daemon_thread: {"threading": _THREADS, "queue": world},
+    repository: {"ThreadPoolExecutor": world.AtOnce, "secrets": SECRETS},
+}
+
+# Small files, records, batches and pieces, and a short history: every boundary is met often.
+_SMALL: dict[Any, dict[str, Any]] = {
+    spool: {"FILE_BYTES": SPOOL_FILE_BYTES},
+    group: {"FILE_BYTES": SPOOL_FILE_BYTES},
+    volume: {"BATCH_BYTES": 32 * 1024, "BATCH_RECORDS": 5},
+    overlay: {"ZERO_BLOCKS_MAX": 8},
+    bitmap: {"GRANULARITY_BYTES_MIN": 4096},
+    seeding: {"PIECE_BYTES": 32 * 1024, "READ_BYTES": 16 * 1024},
+    shipper: {"SLICE_BYTES_MAX": 64 * 1024, "COMPACT_EVERY_SECONDS": 3.0},
+    compaction: {"GRACE_NS": 20 * 10**9, "MERGED_BYTES": 64 * 1024},
+    retention: {"MERGE_SEGMENTS_MIN": 3},
+}
+
+
+class Defects(logging.Handler):
+    """What the engine logs with a traceback: it did not expect that."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        if record.exc_info:
+            self.found.append(self.format(record))
+
+
+@contextmanager
+def staged() -> Iterator[Defects]:
+    """Within it the engine runs in whatever world was entered."""
+    defects, level, propagates = Defects(), _ENGINE.level, _ENGINE.propagate
+    patches = [mock.patch.multiple(module, create=True, **names) for module, names in _STAND_INS.items()]
+    patches += [mock.patch.multiple(module, **names) for module, names in _SMALL.items()]
+    _ENGINE.addHandler(defects)
+    _ENGINE.setLevel(logging.ERROR)
+    _ENGINE.propagate = False
+    for patch in patches:
+        patch.start()
+    try:
+        yield defects
+    finally:
+        gc.collect()  # what closes its file when it goes must still find this host
+        for patch in reversed(patches):
+            patch.stop()
+        _ENGINE.removeHandler(defects)
+        _ENGINE.setLevel(level)
+        _ENGINE.propagate = propagates
+        world.enter(None)
+        host.enter(None)
