@@ -43,6 +43,7 @@ from dpac_api.models import (
     SiteInfo,
     Target,
     TargetCheck,
+    TargetSpace,
     TargetSpec,
     TargetUsage,
     TokenInfo,
@@ -241,6 +242,10 @@ class Client:
     def checkpoint(self, name: str, selector: str) -> Checkpoint:
         """The checkpoint that a selector means. Raises `NotFound` or `Unrecoverable` if there is none."""
         return self._get(Checkpoint, f"{_group(name)}/checkpoints/{_part(selector)}")
+
+    def space(self, name: str) -> list[TargetSpace]:
+        """What a group takes at each of its targets, and what of it can be had back."""
+        return self._get(list[TargetSpace], f"{_group(name)}/space")
 
     def files(
         self,

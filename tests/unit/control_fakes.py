@@ -17,10 +17,12 @@ from dpac_api.models import (
     CheckpointRequest,
     DataState,
     GroupStatus,
+    KeptSpace,
     LegStatus,
     Mount,
     SiteInfo,
     SlaState,
+    TargetSpace,
     TargetSpec,
 )
 from dpac_engine.control.assignment import WorkerAssignment
@@ -275,6 +277,17 @@ class FakeRepository:
     dropped: set[str] = field(default_factory=set)
     error: DpacError | None = None
     holding: list[Hold] = field(default_factory=list)
+
+    def space(self, target: str) -> TargetSpace:
+        if not self.held:
+            raise Unrecoverable("The target holds nothing of this group yet.")
+        when = datetime.fromtimestamp(NOW_NS / 1e9, UTC)
+        return TargetSpace(
+            target=target, stored_bytes=7 * 2**20, seed_bytes=2**20, log_bytes={"0": 2**20, "2": 2**20}, merged_bytes=2**20,
+            dropped_bytes=2**20, dropped_until=when, orphan_bytes=2**20, overhead_bytes=2**20, reclaimable_bytes=2 * 2**20,
+            estimated=True, content_bytes=3 * 2**20, content_stored_bytes=2 * 2**20,
+            kept=[KeptSpace(checkpoint="ck-1-1", time=when, stored_bytes=2**20, unique_bytes=2**19)],
+        )  # fmt: skip
 
     def holds(self) -> Sequence[Hold]:
         return self.holding

@@ -193,6 +193,38 @@ def test_a_checkpoint_is_taken_with_its_tag(shell: Shell) -> None:
     assert shell.json("operation", "list")["items"][0]["request"] == {"tag": "before-migration", "app": True}
 
 
+def test_a_hold_is_told_listed_and_released(shell: Shell) -> None:
+    """With its reason, and until when."""
+    shell.declare()
+    shell.world.worker.repositories["copies"] = shell.world.repository
+    shell.run("hold", "shop", "ck-1-2", "--reason", "audit", "--until", "tomorrow", status=2)
+    told = shell.run("hold", "shop", "ck-1-2", "--reason", "audit")
+    assert "ck-1-2" in told
+    assert "is held at copies until `dpac release shop ck-1-2`" in told
+    assert (
+        shell.json("hold", "shop", "tag:nightly", "--until", "2031-01-01T00:00:00Z")["held_until"]
+        == "2031-01-01T00:00:00Z"
+    )
+    listed = shell.run("checkpoints", "shop", "--held")
+    assert "audit" in listed
+    assert len(shell.json("checkpoints", "shop", "--held")["items"]) == 2
+    shell.run("release", "shop", "ck-1-2")
+    assert "ck-1-2" not in shell.run("checkpoints", "shop", "--held")
+    shell.run("release", "shop", "ck-1-2", status=3)
+
+
+def test_space_says_what_goes_where(shell: Shell) -> None:
+    """By kind and level, what goes by itself and when, what is unique."""
+    shell.declare()
+    text = shell.run("space", "shop")
+    for said in (
+        "copies: about 7.0 MiB", "log, level 2", "joined", "Reclaimable: 2.0 MiB", "(1.5:1)", "ck-1-1", "512.0 KiB", "the last of it 2027",
+    ):  # fmt: skip
+        assert said in text
+    (found,) = shell.json("space", "shop")
+    assert found["kept"][0]["unique_bytes"] == 2**19
+
+
 # ------------------------------------------------------------------ recovering
 
 

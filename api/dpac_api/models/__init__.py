@@ -61,6 +61,7 @@ from dpac_api.models.operations import (
     VerifyRequest,
 )
 from dpac_api.models.site import API_VERSION, API_VERSION_OLDEST, NewToken, SiteInfo, TokenInfo
+from dpac_api.models.space import KeptSpace, TargetSpace
 from dpac_api.models.status import (
     Condition,
     DataState,
@@ -117,6 +118,7 @@ __all__ = [
     "GroupStatus",
     "HoldRequest",
     "JournalSpec",
+    "KeptSpace",
     "LabelKey",
     "LabelValue",
     "LegSpec",
@@ -156,6 +158,7 @@ __all__ = [
     "Tag",
     "Target",
     "TargetCheck",
+    "TargetSpace",
     "TargetSpec",
     "TargetTraffic",
     "TargetUsage",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dpac_api.models import TargetSpec
+from dpac_api.models import TargetSpace, TargetSpec
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.damage import Finding, Verification
@@ -124,6 +124,9 @@ class Repository(Protocol):
 
         An id means that very checkpoint. Unrecoverable if there is none here.
         """
+
+    def space(self, target: str) -> TargetSpace:
+        """Where the group's space there goes. Unrecoverable if there is nothing of it."""
 
     def holds(self) -> Sequence[Hold]:
         """Every checkpoint that was held here, those whose time is over too."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unrecoverable
-from dpac_api.models import TargetSpec
+from dpac_api.models import TargetSpace, TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeView
 from dpac_engine.control.shipper import hold_or_release
+from dpac_engine.control.space import measure
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core.checkpoints import Mark, checkpoint_id, matches, select
 from dpac_engine.core.damage import Finding, Verification
@@ -154,6 +155,10 @@ class TargetRepository:
                 f"Every checkpoint that satisfies {selector!r} needs damaged objects, such as {first} (`dpac verify`). Name one by its id, "
                 f"such as {passed_over[0].id}, to get what of it is not damaged."
             ) from None
+
+    def space(self, target: str) -> TargetSpace:
+        """See `Repository.space`."""
+        return measure(target, self._reader)
 
     def holds(self) -> Sequence[Hold]:
         """See `Repository.holds`."""

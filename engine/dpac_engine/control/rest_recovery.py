@@ -26,6 +26,7 @@ from dpac_api.models import (
     RestoreRequest,
     Selector,
     Tag,
+    TargetSpace,
     VerifyRequest,
 )
 from dpac_engine.control import browsing
@@ -69,6 +70,11 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
     async def list_ranges(name: Name) -> list[CheckpointRange]:
         """The runs of checkpoints that each target holds."""
         return await asyncio.to_thread(plane.timeline.ranges, await plane.view(name))
+
+    @routes.get("/space", dependencies=[requires(plane, "read")])
+    async def get_space(name: Name) -> list[TargetSpace]:
+        """What the group takes at each target, and what of it can be had back."""
+        return await asyncio.to_thread(plane.timeline.space, await plane.view(name))
 
     @routes.get("/files", dependencies=[requires(plane, "read")])
     async def list_files(

@@ -24,6 +24,7 @@ from dpac_api.models import (
     CheckpointRange,
     Cut,
     GroupSpec,
+    TargetSpace,
     TargetSpec,
 )
 from dpac_engine.control.catalogue import utc
@@ -214,6 +215,16 @@ class Timeline:
 
     def _active(self, repository: Repository) -> dict[int, Hold]:
         return {hold.lsn: hold for hold in repository.holds() if hold.is_active(self._clock.now_ns())}
+
+    def space(self, group: GroupView) -> list[TargetSpace]:
+        """Where the group's space goes, at each target that has something of it and answers."""
+
+        def measured(name: str, repository: Repository) -> TargetSpace | None:
+            with suppress(Unrecoverable):
+                return repository.space(name)
+            return None
+
+        return [found for found in self._ask_all(group, None, measured).values() if found is not None]
 
     def present_damages(self, group: GroupView) -> dict[str, list[Finding]]:
         """Target -> the known damage there but for what compaction has dropped since; all of it where the target is away."""

@@ -1,0 +1,88 @@
+"""Space: every byte at a target is accounted for, and what is said to be unique is."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from dpac_api.models import RetentionSpec
+from dpac_engine.control import space
+from dpac_engine.control.compaction import GRACE_NS
+from dpac_engine.control.moments import moment
+from dpac_engine.control.space import measure
+from dpac_engine.core import retention
+from dpac_engine.core.manifest import Hold
+from dpac_engine.core.records import Kind
+from dpac_engine.core.segment import SegmentKind, SegmentWriter
+from tests.unit.test_compaction import Copy
+from tests.unit.test_retention_laws import journal_of
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merge however little there is."""
+    monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
+    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
+
+
+def thinned(seed: int) -> tuple[Copy, list[int]]:
+    """A repository with everything in it, and the sequences of the checkpoints beyond its history."""
+    chance, copy = random.Random(seed), Copy()
+    for _ in range(40):
+        copy.write(chance.randbytes(20))
+    marks = {mark.sequence: mark for mark in copy.reader().marks()}
+    held = sorted(chance.sample(range(1, 30), 3))
+    for sequence in held:
+        copy.writer.hold(Hold(marks[sequence].id, marks[sequence].lsn, copy.clock.now))
+    copy.compact(journal_of("5h", 2**30), RetentionSpec())
+    return copy, sorted({*held, 34})
+
+
+def test_every_byte_at_the_target_is_accounted_for(seed: int) -> None:
+    """Live by kind, dropped with the moment when it goes, orphans, overhead: together they are what lies there."""
+    copy, _ = thinned(seed)
+    rows = SegmentWriter()
+    rows.add(Kind.WRITE, 0, 1, 64, 1, 0, 4, b"lost")
+    orphan = copy.put(rows, [], SegmentKind.LOG, (8192, 9216))
+    found = measure("copies", copy.reader())
+    assert found.stored_bytes == sum(map(len, copy.store.objects.values()))
+    live = found.seed_bytes + sum(found.log_bytes.values()) + found.merged_bytes
+    assert live == copy.reader().require_state().stored_bytes
+    assert min(found.merged_bytes, found.dropped_bytes, found.overhead_bytes, *found.log_bytes.values()) > 0
+    assert found.orphan_bytes == orphan.bytes
+    assert found.reclaimable_bytes == found.dropped_bytes + found.orphan_bytes
+    assert not found.estimated
+    assert found.dropped_until == moment(copy.clock.now + GRACE_NS)
+    copy.compact(journal_of("5h", 2**30), RetentionSpec())
+    copy.clock.now += GRACE_NS + 1
+    copy.compact(journal_of("365d", 2**30), RetentionSpec())
+    after = measure("copies", copy.reader())
+    assert (after.reclaimable_bytes, after.dropped_until) == (0, None)
+    assert after.stored_bytes == sum(map(len, copy.store.objects.values()))
+
+
+def test_unique_bytes_of_a_checkpoint_are_those_that_the_next_one_overwrites(seed: int) -> None:
+    """Against a model of which bytes were written between which checkpoints."""
+    copy, kept = thinned(seed)
+    found = measure("copies", copy.reader())
+    assert [int(item.checkpoint.split("-")[2]) for item in found.kept] == kept
+    written = [
+        {at for number in range(first + 1, last + 1) for at in range(number * 8 % 512, number * 8 % 512 + 20)}
+        for first, last in zip([0, *kept], kept, strict=False)
+    ]
+    for item, mine, after in zip(found.kept[:-1], written, written[1:], strict=False):
+        assert item.unique_bytes == len(mine & after) * item.stored_bytes // len(mine), f"seed {seed}"
+    assert found.kept[-1].unique_bytes is None  # its neighbour is the log
+
+
+def test_what_was_estimated_is_said_to_be(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target with a million dropped objects is not asked a million times."""
+    copy, _ = thinned(seed)
+    exact = measure("copies", copy.reader())
+    monkeypatch.setattr(space, "SIZED_MAX", 3)
+    about = measure("copies", copy.reader())
+    assert about.estimated
+    assert about.dropped_bytes == pytest.approx(exact.dropped_bytes, rel=0.2)
+    monkeypatch.setattr(space, "ROWS_MAX", 0)
+    assert {item.unique_bytes for item in measure("copies", copy.reader()).kept} == {None}
