@@ -160,8 +160,8 @@ class FakeWorker:
     async def ship(self, group_uid: str) -> None:
         await self._reach(f"ship {group_uid}")
 
-    async def hold(self, request: WorkerRewind) -> None:
-        await self._reach(f"hold {request.member}")
+    async def reserve(self, request: WorkerRewind) -> None:
+        await self._reach(f"reserve {request.member}")
         if self.clients and not request.force_disconnect:
             raise Conflict("1 client is connected. Nothing was changed.")
         self.held[request.operation_id] = request
@@ -181,7 +181,7 @@ class FakeWorker:
         self.held.pop(operation_id, None)
 
     async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
-        await self._reach(f"hold {change.checkpoint}" if change.held else f"release {change.checkpoint}")
+        await self._reach(f"reserve {change.checkpoint}" if change.held else f"release {change.checkpoint}")
         done, lacking = [], []
         for leg in self.serving[group_uid].spec.replication.values():
             repository = self.repositories.get(leg.target)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import uvicorn
 
 from dpac_api.models import CheckpointRange
@@ -274,6 +275,40 @@ def test_a_restore_says_what_it_wrote(shell: Shell) -> None:
     shell.run("restore", "shop", "--member", "disk", "--to", str(to), status=2)
     (operation,) = shell.json("operation", "list", "--kind", "Restore")["items"]
     assert "rename" in shell.run("operation", "show", operation["id"])
+
+
+def test_a_restore_in_place_shows_what_would_change_and_asks(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No is an answer; a dry run only shows; the end tells how to undo it."""
+    shell.declare()
+    words = ("restore", "shop", "--member", "disk", "--at", "ck-1-2", "--in-place")
+    shell.run(*words, "--dry-run")
+    assert "1 ranges changed, 512 B" in shell.error
+    assert "disk: bytes 8192 to 8704" in shell.error
+    assert shell.json(*words, "--dry-run")["after"] == "ck-1-2"
+    monkeypatch.setattr(typer, "confirm", lambda *_, **__: (_ for _ in ()).throw(typer.Abort()))
+    shell.run(*words, status=130)
+    assert shell.world.worker.rewinds == []
+    told = shell.run(*words, "--yes")
+    assert "disk is as it was at ck-1-2: 512 B written" in told
+    assert "To undo: dpac restore shop --member disk --in-place --at tag:before-restore-op-" in told
+    assert len(shell.world.worker.rewinds) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "--in-place"),
+        (("--to", "/tmp/x", "--in-place"), "--to PATH"),
+        (("--in-place", "--path", "etc"), "comes back whole"),
+        (("--to", "/tmp/x", "--yes"), "go with --in-place"),
+    ],
+)
+def test_options_of_a_restore_that_do_not_go_together_are_refused(
+    shell: Shell, options: tuple[str, ...], says: str
+) -> None:
+    """In words, before anything is asked."""
+    shell.run("restore", "shop", "--member", "disk", *options, status=2)
+    assert says in shell.error
 
 
 def test_work_that_is_not_waited_for_is_told_by_its_id(shell: Shell) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Temporary, Unsupported
+from dpac_api.errors import Conflict, Corruption, Denied, DpacError, NotFound, Temporary, Unsupported
 from dpac_api.models import DataState, GroupStatus, LegSpec, SlaState, TargetSpec
 from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
@@ -24,7 +24,7 @@ from dpac_engine.control import shipper as shipper_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
-from dpac_engine.control.worker_api import HoldChange
+from dpac_engine.control.worker_api import HoldChange, WorkerRewind
 from dpac_engine.core import sealing
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
@@ -1008,3 +1008,64 @@ def test_what_a_failed_file_lacks_stays_in_the_spool(tmp_path: Path, monkeypatch
 
 def _no_space(self: Volume, batch: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# ------------------------------------------------------------------ going back in place
+
+
+def rewind_of(number: int, **changes: Any) -> WorkerRewind:
+    """Of the volume, by operation `number`."""
+    fields = {"operation_id": f"op-{number}", "group_uid": UID, "ordinal": 1, "member": "disk", "target": "copies"}
+    return WorkerRewind.model_validate({**fields, "checkpoint": "ck-1-1", **changes})
+
+
+def test_a_reserved_volume_answers_nobody_until_it_is_back(tmp_path: Path) -> None:
+    """Its clients go, its export is not offered, another operation is refused; then it has the checkpoint's content."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"good" * 1024)
+        good = await shipped(group, tag="good")
+        write(group, 0, b"bad!" * 1024)
+        dropped: list[str] = []
+        volume_of(group).opened(lambda: dropped.append("client"))
+        with pytest.raises(Conflict, match="1 client is connected"):
+            await group.rewinds.reserve(rewind_of(1))
+        assert (dropped, list(group.exports())) == ([], ["shop/disk"])
+        await group.rewinds.reserve(rewind_of(1, force_disconnect=True))
+        assert (dropped, list(group.exports())) == (["client"], [])
+        with pytest.raises(Conflict, match="Operation op-1 is at work"):
+            await group.rewinds.reserve(rewind_of(2, force_disconnect=True))
+        with pytest.raises(Conflict, match="declared anew"):
+            await group.rewinds.reserve(rewind_of(3, ordinal=9))
+        safety = await shipped(group, tag="safety")
+        group.rewinds.begin(rewind_of(1, checkpoint=good.id, safety_checkpoint=safety.id))
+        await until(lambda: group.rewinds.progress("op-1").state == "done")
+        assert group.rewinds.progress("op-1").bytes_written == 4096
+        assert list(group.exports()) == []
+        await group.rewinds.release("op-1")
+        assert list(group.exports()) == ["shop/disk"]
+        await shipped(group, tag="after")
+        assert site.disk_at(at="tag:after") == site.disk_at(at="tag:good") != site.disk_at(at="tag:safety")
+        with pytest.raises(NotFound, match="restarted"):
+            group.rewinds.progress("op-1")
+
+    run(tmp_path, story)
+
+
+def test_a_way_back_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """Progress has the reason; the volume stays reserved until whoever asked lets it go."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        safety = await shipped(group, tag="safety")
+        await group.rewinds.reserve(rewind_of(1))
+        group.rewinds.begin(rewind_of(1, checkpoint="tag:never", safety_checkpoint=safety.id))
+        await until(lambda: group.rewinds.progress("op-1").state == "failed")
+        assert "never" in group.rewinds.progress("op-1").error
+
+    run(tmp_path, story)

@@ -243,12 +243,12 @@ def test_a_restore_of_an_unknown_member_names_those_there_were(stage: Stage) -> 
 
 
 def test_a_member_goes_back_in_place_after_a_safety_checkpoint(stage: Stage) -> None:
-    """Held first, then marked, then written; a checkpoint at the end; let go whatever happens."""
+    """Reserved first, then marked, then written; a checkpoint at the end; let go whatever happens."""
     operation = stage.run("restores", member="disk", at="ck-1-2", in_place=True)
     assert operation["phase"] == "Succeeded", operation
     asked = [call.split()[0] for call in stage.world.worker.calls]
-    order = [call for call in asked if call in ("hold", "checkpoint", "rewind", "release")]
-    assert order == ["hold", "checkpoint", "rewind", "checkpoint", "release"]
+    order = [call for call in asked if call in ("reserve", "checkpoint", "rewind", "release")]
+    assert order == ["reserve", "checkpoint", "rewind", "checkpoint", "release"]
     (rewind,) = stage.world.worker.rewinds
     assert (rewind.checkpoint, rewind.safety_checkpoint, rewind.ordinal) == ("ck-1-2", "ck-1-6", 1)
     result = operation["result"]

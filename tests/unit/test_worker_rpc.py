@@ -91,8 +91,8 @@ class RecordingWorker:
     async def ship(self, group_uid: str) -> None:
         await self._called("ship", group_uid)
 
-    async def hold(self, request: WorkerRewind) -> None:
-        await self._called("hold", request)
+    async def reserve(self, request: WorkerRewind) -> None:
+        await self._called("reserve", request)
 
     async def rewind(self, request: WorkerRewind) -> None:
         await self._called("rewind", request)
@@ -150,7 +150,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
         assert await client.change_hold(UID, HOLD_CHANGE) == HELD
         assert await client.mount(MOUNT_REQUEST) == MOUNT
         await client.unmount("m1")
-        await client.hold(REWIND)
+        await client.reserve(REWIND)
         await client.rewind(REWIND)
         assert await client.rewind_progress(UID, "op-1") == REWOUND
         await client.release(UID, "op-1")
@@ -164,7 +164,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
             ("change_hold", UID, HOLD_CHANGE),
             ("mount", MOUNT_REQUEST),
             ("unmount", "m1"),
-            ("hold", REWIND),
+            ("reserve", REWIND),
             ("rewind", REWIND),
             ("rewind_progress", UID, "op-1"),
             ("release", UID, "op-1"),

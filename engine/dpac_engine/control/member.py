@@ -192,7 +192,7 @@ class Member:
         if self.volume is not None and size_bytes > self.volume.size_bytes:
             self.volume.resize(size_bytes)
 
-    async def hold(self, holder: str, *, force: bool) -> None:
+    async def reserve(self, holder: str, *, force: bool) -> None:
         """Keep everybody else from a volume until `let_go`; see that a directory is captured as it is now.
 
         Conflict if another operation holds it, or it is in use and not `force`; Temporary if it cannot be captured whole.

@@ -92,7 +92,7 @@ class RestoreInPlace:
     def _secure(self) -> str:
         """Nobody writes from here on: what is acknowledged is in the safety checkpoint, or is not lost."""
         cast = self._cast
-        cast.call(cast.worker.hold(self._wire(safety="")))
+        cast.call(cast.worker.reserve(self._wire(safety="")))
         self._safety = self._take(self._tag)
         self._wait_until_recoverable(self._safety)
         return f"{self._safety.id}, tagged {self._tag}, is at {self._target}"

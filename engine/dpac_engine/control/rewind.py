@@ -1,6 +1,6 @@
 """Bringing members back to a checkpoint where they lie: the worker's side of a restore in place.
 
-What is held and under way is known to this process only. A worker that dies leaves the member as far as it came; the journal has
+What is reserved and under way is known to this process only. A worker that dies leaves the member as far as it came; the journal has
 every change, and whoever asks the next worker learns that it ended.
 """
 
@@ -38,7 +38,7 @@ class GroupView(Protocol):
 
 @dataclass
 class _Rewind:
-    """One member that is held."""
+    """One member that is reserved."""
 
     member: Member
     tally: Tally = field(default_factory=Tally)
@@ -52,18 +52,25 @@ class Rewinds:
     def __init__(self, group: GroupView, open_reader: Callable[[str, TargetSpec], RepositoryReader]) -> None:
         self._group = group
         self._open_reader = open_reader
-        self._held: dict[str, _Rewind] = {}
+        self._reserved: dict[str, _Rewind] = {}
 
-    async def hold(self, request: WorkerRewind) -> None:
-        """See `WorkerApi.hold`."""
+    async def reserve(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.reserve`."""
         member = self._group.members.get(request.ordinal)
         if member is None or member.name != request.member:
             raise Conflict(
                 f"The member {request.member!r} was declared anew since {request.checkpoint}, at another path or as another kind: that "
                 "checkpoint has the old one. Restore it to a new path."
             )
-        await member.hold(request.operation_id, force=request.force_disconnect)
-        self._held.setdefault(request.operation_id, _Rewind(member))
+        operation_id = request.operation_id
+        self._reserved.setdefault(operation_id, _Rewind(member))  # first: a release may come while it is captured
+        try:
+            await member.reserve(operation_id, force=request.force_disconnect)
+        except BaseException:
+            self._reserved.pop(operation_id, None)
+            raise
+        if operation_id not in self._reserved:
+            member.let_go(operation_id)
 
     def begin(self, request: WorkerRewind) -> None:
         """See `WorkerApi.rewind`."""
@@ -81,7 +88,7 @@ class Rewinds:
 
     async def release(self, operation_id: str) -> None:
         """See `WorkerApi.release`."""
-        found = self._held.pop(operation_id, None)
+        found = self._reserved.pop(operation_id, None)
         if found is None:
             return
         if found.task is not None:
@@ -92,13 +99,13 @@ class Rewinds:
 
     async def stop(self) -> None:
         """The group is being detached: end what is under way."""
-        for operation_id in list(self._held):
+        for operation_id in list(self._reserved):
             await self.release(operation_id)
 
     def _find(self, operation_id: str) -> _Rewind:
-        if operation_id not in self._held:
-            raise NotFound(f"Operation {operation_id} holds nothing here (any more): the worker was restarted.")
-        return self._held[operation_id]
+        if operation_id not in self._reserved:
+            raise NotFound(f"Operation {operation_id} has nothing reserved here (any more): the worker was restarted.")
+        return self._reserved[operation_id]
 
     async def _run(self, request: WorkerRewind, found: _Rewind) -> None:
         try:

@@ -215,9 +215,9 @@ class Worker:
         """See `WorkerApi.ship`."""
         await self._running(group_uid).ship()
 
-    async def hold(self, request: WorkerRewind) -> None:
-        """See `WorkerApi.hold`."""
-        await self._running(request.group_uid).rewinds.hold(request)
+    async def reserve(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.reserve`."""
+        await self._running(request.group_uid).rewinds.reserve(request)
 
     async def rewind(self, request: WorkerRewind) -> None:
         """See `WorkerApi.rewind`."""

@@ -44,14 +44,14 @@ class WorkerRewind(Model):
     target: Name
     checkpoint: str
     safety_checkpoint: str = ""
-    """What the member holds while it is held; empty when it is only to be held."""
+    """What the member holds once it is reserved; empty when it is only to be reserved."""
     force_disconnect: bool = False
 
 
 class RewindProgress(Model):
     """How far a rewind is. Its bytes are those of a RestoreReport."""
 
-    state: Literal["held", "running", "done", "failed"] = "held"
+    state: Literal["reserved", "running", "done", "failed"] = "reserved"
     done_bytes: int = 0
     total_bytes: int = 0
     bytes_written: int = 0
@@ -103,20 +103,20 @@ class WorkerApi(Protocol):
     async def ship(self, group_uid: str) -> None:
         """Seal and ship what there is now, without waiting for the legs' cadence."""
 
-    async def hold(self, request: WorkerRewind) -> None:
+    async def reserve(self, request: WorkerRewind) -> None:
         """Keep everybody from a member until `release`: what a checkpoint taken then has is what the member holds.
 
-        Conflict if it is in use, held by another operation, or not the member that the checkpoint has.
+        Conflict if it is in use, reserved by another operation, or not the member that the checkpoint has.
         """
 
     async def rewind(self, request: WorkerRewind) -> None:
-        """Begin to write what differs to a held member; `rewind_progress` tells of it."""
+        """Begin to write what differs to a reserved member; `rewind_progress` tells of it."""
 
     async def rewind_progress(self, group_uid: str, operation_id: str) -> RewindProgress:
         """How far it is. NotFound if the worker was restarted since: then it has ended where it was."""
 
     async def release(self, group_uid: str, operation_id: str) -> None:
-        """Stop writing if it still is, and let everybody to the member again; no error if it is not held."""
+        """Stop writing if it still is, and let everybody to the member again; no error if it is not reserved."""
 
     async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
         """Hold or release a checkpoint at the target of every leg."""

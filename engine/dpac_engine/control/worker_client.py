@@ -24,7 +24,7 @@ CONNECT_SECONDS = 2.0
 STATUS_SECONDS = 5.0
 ACT_SECONDS = 60.0
 SHIP_SECONDS = 300.0
-HOLD_SECONDS = 110.0
+RESERVE_SECONDS = 110.0
 """A directory is captured in full for it; less than what an operation waits for any answer."""
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -64,9 +64,9 @@ class WorkerClient:
         """See `WorkerApi.ship`."""
         await self._call("ship", OfGroup(group_uid=group_uid), SHIP_SECONDS)
 
-    async def hold(self, request: WorkerRewind) -> None:
-        """See `WorkerApi.hold`."""
-        await self._call("hold", request, HOLD_SECONDS)
+    async def reserve(self, request: WorkerRewind) -> None:
+        """See `WorkerApi.reserve`."""
+        await self._call("reserve", request, RESERVE_SECONDS)
 
     async def rewind(self, request: WorkerRewind) -> None:
         """See `WorkerApi.rewind`."""

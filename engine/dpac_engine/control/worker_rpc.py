@@ -66,7 +66,7 @@ METHODS: dict[str, Method] = {
     "status": Method(OfGroup, lambda worker, body: worker.status(body.group_uid)),
     "checkpoint": Method(CheckpointOfGroup, lambda worker, body: worker.checkpoint(body.group_uid, body.request)),
     "ship": Method(OfGroup, lambda worker, body: worker.ship(body.group_uid)),
-    "hold": Method(WorkerRewind, lambda worker, body: worker.hold(body)),
+    "reserve": Method(WorkerRewind, lambda worker, body: worker.reserve(body)),
     "rewind": Method(WorkerRewind, lambda worker, body: worker.rewind(body)),
     "rewind_progress": Method(
         OfOperation, lambda worker, body: worker.rewind_progress(body.group_uid, body.operation_id)
