@@ -3,7 +3,7 @@
 Fault model.
 Process: ends at any call that changes a file, which is then done in part, or at any moment of waiting.
 Host: loses power; of what was not synced each sector is there or not, of names a prefix (`tests/powercut/disk.py`).
-Disk of the journal: full for a while; a sync of the spool fails.
+Disk of the journal: full for a while; a sync of the spool fails; a bit flips or a page lands elsewhere while the process is dead.
 Target: slow, away, requests and answers lost, bits of stored segments flip, another primary writes.
 Person: adds and removes volumes and legs, makes volumes larger.
 
@@ -35,6 +35,7 @@ from dpac_engine.core.checkpoints import Mark
 from dpac_engine.io.members.volume import Volume
 from dpac_engine.io.nbd.export import Change, ChangeKind
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter
+from tests.powercut.disk import PAGE_BYTES
 from tests.simulation import host, stage, world
 from tests.simulation.oracle import SECTOR, Device, Written, Wrong, data_of, difference
 from tests.simulation.target import Target
@@ -106,6 +107,65 @@ class History:
                 self._check_targets()
         self._check_targets()
 
+    def run_into_rot(self) -> bool:
+        """Some lives, then the journal's disk damages a spool file while the process is dead, then one more; False if none died.
+
+        What the damage took off the journal's end is gone, but nothing that was never written is served or shipped.
+        """
+        if all(self._live(last=False) for _ in range(6)):
+            return False
+        self._damage_spool()
+        self.world.revive()
+        loop = world.Loop(self.world, lambda context: self._failed.append(str(context)))
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._life_after_damage())
+        finally:
+            self.world.end()
+            loop.abandon()
+        for name, target in self.targets.items():
+            reader = self._reader(target)
+            for mark in [] if target.rotten else reader.marks():
+                if mark.lsn < self.recovered_lsn:
+                    self._check_mark(name, target, reader, mark)
+        if self._failed or self._defects.found:
+            raise Wrong("; ".join(self._failed + self._defects.found))
+        return True
+
+    def _damage_spool(self) -> None:
+        """A bit of a record is another one, or a page was written to another page's place."""
+        disk = self.host.disk
+        nodes = [node for name, node in sorted(disk.find(f"{FOLDER}/spool").names.items()) if name.endswith(".spool")]
+        for _ in range(self.chance.randint(1, 4)):
+            node = self.chance.choice(nodes)
+            written = sorted(page for page, content in node.pages.items() if any(content))
+            if not written:
+                continue
+            page = self.chance.choice(written)
+            if self.chance.random() < 0.5:
+                self.host.rot(node, page * PAGE_BYTES + self.chance.randrange(PAGE_BYTES), self.chance)
+            else:
+                other = self.chance.choice(written)
+                disk.write(node, other * PAGE_BYTES, node.pages[page], self.world.now_ns)
+            self.world.note(f"damage in page {page} of file {node.number}")
+        self.host.restart(None, forget_maps=True)
+
+    async def _life_after_damage(self) -> None:
+
+        def recovered(_: list[Any], head_lsn: int) -> None:
+            self.recovered_lsn = head_lsn
+            self.world.note(f"took back the journal up to {head_lsn}")
+
+        self.group = group = ProbedGroup(self._assignment(), self._deps(), recovered)
+        await group.start()
+        for ordinal in self.members.values():
+            device = self.devices[ordinal]
+            found = self._volume(ordinal).read_blocking(0, device.size_bytes)
+            device.flushed = 0
+            device.adopt(found, 1 << 62, f"volume {ordinal} after damage to the journal")
+        await asyncio.sleep(20.0)
+        await group.stop()
+
     @property
     def digest(self) -> str:
         """Of everything that happened, and of what lies at the targets."""
@@ -149,11 +209,7 @@ class History:
 
     async def _life(self, last: bool) -> None:
         self._append_failed = False
-        deps = GroupDeps(
-            world.Clock(), world.Executor(), self._open_writer, lambda a, leg: Compaction(a.spec.journal, leg),
-            _no_directory, _no_tails,
-        )  # fmt: skip
-        self.group = group = ProbedGroup(self._assignment(), deps, self._recovered)
+        self.group = group = ProbedGroup(self._assignment(), self._deps(), self._recovered)
         await group.start()
         await self._until(lambda: all(member.attached for member in group.members.values()), "members are attached")
         self._started()
@@ -518,6 +574,17 @@ class History:
     def _open_writer(self, assignment: WorkerAssignment, target: Any) -> RepositoryWriter:
         return RepositoryWriter(self.targets[target.path[1:]], UID, KEY_ID, b"wrapped", lambda _: KEY, world.Clock())
 
+    def _deps(self) -> GroupDeps:
+        return GroupDeps(
+            clock=world.Clock(),
+            executor=world.Executor(),
+            open_writer=self._open_writer,
+            compactor=lambda assignment, leg: Compaction(assignment.spec.journal, leg),
+            directory=_no_directory,
+            open_tails=_no_tails,
+            open_reader=lambda _, target: self._reader(self.targets[target.path[1:]]),
+        )
+
     def _assignment(self) -> WorkerAssignment:
         spec = {
             "members": {
@@ -556,12 +623,12 @@ def _no_tails(*_: object) -> Any:
     raise AssertionError("no leg is sync")
 
 
-def play(seed: int, defects: stage.Defects) -> History:
+def play(seed: int, defects: stage.Defects, how: Callable[[History], object] = History.run) -> History:
     """The history of that seed, played to its end. AssertionError, with the seed and what came last, if a promise was broken."""
     defects.found.clear()
     history = History(seed, defects)
     try:
-        history.run()
+        how(history)
     except (Exception, world.Ended) as error:
         raise AssertionError(
             f"DPAC_SIM_SEED={seed} pytest tests/sim/test_simulation.py -k one_history\n{error!r}\n"

@@ -52,13 +52,14 @@ class Host:
 
     # ------------------------------------------------------------------ lives
 
-    def restart(self, power_cut_seed: int | None) -> None:
-        """The process ended; by a loss of power if there is a seed for what that leaves."""
+    def restart(self, power_cut_seed: int | None, *, forget_maps: bool = False) -> None:
+        """The process ended; by a loss of power if there is a seed for what that leaves. `forget_maps`: read the disk anew."""
         self._open.clear()
         self.crash_in = self.failing_syncs = 0
         self.full = False
         if power_cut_seed is not None:
             self.disk = self.disk.after_power_cut(power_cut_seed)
+        if power_cut_seed is not None or forget_maps:
             self._maps.clear()
 
     def _call(self, most_ns: int) -> bool:
