@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from dpac_api.models import S3TargetSpec
 from dpac_engine.io.stores.s3_client import make_client
 from tests.tools import require_go_tool
@@ -23,8 +25,9 @@ START_SECONDS = 20.0
 class S3Server:
     """One server; `start` and `stop` as often as a test wants, always at the same address with what was stored."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps_versions: bool = False) -> None:
         self.folder = folder
+        self._keeps_versions = keeps_versions
         self.buckets = folder / "buckets"
         self.buckets.mkdir(parents=True)
         self.access_key = f"AK{secrets.token_hex(8).upper()}"
@@ -50,9 +53,9 @@ class S3Server:
         aside.write_text(text)
         aside.replace(self.keys_file)
 
-    def make_bucket(self, name: str) -> None:
-        """A bucket."""
-        make_client(self.spec(name)).create_bucket(Bucket=name)
+    def make_bucket(self, name: str, *, locks: bool = False) -> None:
+        """A bucket; with Object Lock, for which the server must keep versions."""
+        make_client(self.spec(name)).create_bucket(Bucket=name, ObjectLockEnabledForBucket=locks)
 
     def take_bucket_away(self, name: str) -> None:
         """The bucket is not there any more; `bring_bucket_back` undoes it."""
@@ -71,8 +74,11 @@ class S3Server:
         """Returns once it answers."""
         keys = {"ROOT_ACCESS_KEY_ID": self.access_key, "ROOT_SECRET_ACCESS_KEY": self.secret_key}
         log = (self.folder / "log").open("ab")
+        versions = self.folder / "versions"
+        versions.mkdir(exist_ok=True)
+        storage = ["posix", *(["--versioning-dir", str(versions)] if self._keeps_versions else []), str(self.buckets)]
         self._process = subprocess.Popen(
-            [self._program, "--port", f"127.0.0.1:{self.port}", "--quiet", "--keep-alive", "posix", str(self.buckets)],
+            [self._program, "--port", f"127.0.0.1:{self.port}", "--quiet", "--keep-alive", *storage],
             env={"PATH": os.environ["PATH"], **keys},
             stdout=log,
             stderr=log,
@@ -95,12 +101,34 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path) -> Iterator[S3Server]:
+def s3_server(folder: Path, *, keeps_versions: bool = False) -> Iterator[S3Server]:
     """A server that runs, and is gone afterwards with everything in it."""
-    server = S3Server(folder)
+    server = S3Server(folder, keeps_versions=keeps_versions)
     try:
         server.start()
         yield server
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def attack(spec: S3TargetSpec, *, hide: bool = True) -> int:
+    """What whoever has the target's keys can do: delete every version that goes, overwrite every object, and delete it.
+
+    Without `hide` the objects stay overwritten. Returns how many versions the locks kept.
+    """
+    client, kept = make_client(spec), 0
+    pages = list(client.get_paginator("list_object_versions").paginate(Bucket=spec.bucket))
+    versions = [one for page in pages for one in page.get("Versions", [])]
+    for one in versions:
+        try:
+            client.delete_object(Bucket=spec.bucket, Key=one["Key"], VersionId=one["VersionId"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "AccessDenied":
+                raise
+            kept += 1
+    for key in sorted({one["Key"] for one in versions}):
+        client.put_object(Bucket=spec.bucket, Key=key, Body=b"ransom")
+        if hide:
+            client.delete_object(Bucket=spec.bucket, Key=key)
+    return kept

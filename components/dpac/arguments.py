@@ -86,6 +86,8 @@ class Retention:
     """Application-consistent checkpoints that are kept whatever their age (1); for want of those, the newest of any kind."""
     tagged: pulumi.Input[str] | None = None
     """How long a tagged checkpoint is kept, such as `30d` (the default)."""
+    immutable_for: pulumi.Input[str] | None = None
+    """For how long nobody can destroy what lies there, such as `14d`; the target must be a bucket with `object_lock`."""
 
 
 @dataclass(frozen=True)

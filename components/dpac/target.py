@@ -89,6 +89,7 @@ class S3Target(TargetComponent):
         ca_file: pulumi.Input[str] | None = None,
         proxy: pulumi.Input[str] | None = None,
         offsite: pulumi.Input[bool] | None = None,
+        object_lock: pulumi.Input[str] | None = None,
         prices: Mapping[str, Any] | None = None,
         name: pulumi.Input[str] | None = None,
         site: Site | None = None,
@@ -109,6 +110,8 @@ class S3Target(TargetComponent):
         :param ca_file: Certificates (PEM) on the backend's host that the server's must be signed by.
         :param proxy: The address of an HTTP proxy; by default as the backend's environment says.
         :param offsite: Whether it lies at another place than the site; true by default.
+        :param object_lock: `compliance` or `governance`: the bucket was created with S3 Object Lock, legs to it may ask for
+            `immutable_for`, and what is read is the oldest version of each object; none by default.
         :param prices: For the estimate of its monthly cost, such as `{"storage_gib_month": 0.02, "egress_gib": 0}`; what
             is left out is Amazon's list price, or nothing where an endpoint is given.
         :param name: The target's name on the site; the resource's name by default. Another name is another target.
@@ -119,5 +122,5 @@ class S3Target(TargetComponent):
         super().__init__(
             resource_name, name, site, opts, kind="s3", bucket=bucket, prefix=prefix, region=region, endpoint=endpoint,
             storage_class=storage_class, path_style=path_style, credentials=credentials, ca_file=ca_file, proxy=proxy,
-            offsite=offsite, prices=prices, adopt=adopt,
+            offsite=offsite, object_lock=object_lock, prices=prices, adopt=adopt,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from dpac_api.errors import Unsupported
 
 if TYPE_CHECKING:
     from dpac_api.models import DirectorySpec, LegSpec, S3TargetSpec, TargetSpec, TargetTraffic
+    from dpac_api.quantities import Duration
     from dpac_engine.control.assignment import WorkerAssignment
     from dpac_engine.control.catalogue_rebuild import StoredGroups
     from dpac_engine.control.child_process import ChildArguments
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from dpac_engine.io.repository import RepositoryReader, RepositoryWriter
     from dpac_engine.io.stores.counting import Meter, Meters
     from dpac_engine.io.stores.s3 import S3Store
+    from dpac_engine.io.stores.s3_locks import S3Locks
 
 READER_RETRY_SECONDS = 20.0
 """Mounts, drills and the like have nobody behind them who would try again."""
@@ -41,8 +44,16 @@ SHIPPER_RETRY_SECONDS = 3.0
 """A leg tries again by itself, and shows why: only what passes at once is hidden from it."""
 
 
-def open_store(target: TargetSpec, meter: Meter, retry_seconds: float = READER_RETRY_SECONDS) -> Store:
-    """A target's store, counted; where it is a network away, each call is tried again for `retry_seconds` at most."""
+def open_store(
+    target: TargetSpec,
+    meter: Meter,
+    retry_seconds: float = READER_RETRY_SECONDS,
+    locked_for: timedelta | None = None,
+) -> Store:
+    """A target's store, counted; where it is a network away, each call is tried again for `retry_seconds` at most.
+
+    `locked_for`: for how long what is written is locked.
+    """
     from dpac_api.models import FilesystemTargetSpec
     from dpac_engine.io.stores.counting import CountingStore
     from dpac_engine.io.stores.filesystem import FilesystemStore
@@ -51,12 +62,12 @@ def open_store(target: TargetSpec, meter: Meter, retry_seconds: float = READER_R
 
     if isinstance(target, FilesystemTargetSpec):
         return CountingStore(FilesystemStore(Path(target.path)), meter)
-    bucket = _bucket(target)
+    bucket = _bucket(target, meter, locked_for)
     store = RetryingStore(CountingStore(bucket, meter, bucket.request_count), retry_seconds)
     return PrefixedStore(store, f"{target.prefix}/") if target.prefix else store
 
 
-def _bucket(target: S3TargetSpec) -> S3Store:
+def _bucket(target: S3TargetSpec, meter: Meter | None = None, locked_for: timedelta | None = None) -> S3Store:
     """Imported when the first bucket is used: boto3 takes most of a second, and the base install lacks it."""
     try:
         from dpac_engine.io.stores.s3 import S3Store
@@ -67,7 +78,7 @@ def _bucket(target: S3TargetSpec) -> S3Store:
             f"The target at {target.location} needs boto3. Install it for the backend, `pip install 'dpac[aws]'`, and "
             "restart it."
         ) from None
-    return S3Store(target)
+    return S3Store(target, locked_for=locked_for, listed=lambda: meter.add(list_requests=1) if meter else None)
 
 
 def examine_target(target: TargetSpec) -> dict[str, str]:
@@ -78,15 +89,47 @@ def examine_target(target: TargetSpec) -> dict[str, str]:
 
 
 def open_repository_store(
-    target: TargetSpec, group_uid: str, meters: Meters, retry_seconds: float = READER_RETRY_SECONDS
+    target: TargetSpec,
+    group_uid: str,
+    meters: Meters,
+    retry_seconds: float = READER_RETRY_SECONDS,
+    locked_for: timedelta | None = None,
 ) -> Store:
     """One group's part of a target, with a meter of its own."""
     from dpac_engine.control.repositories import group_prefix
     from dpac_engine.io.stores.prefixed import PrefixedStore
 
-    return PrefixedStore(
-        open_store(target, meters.of(target.location, group_uid), retry_seconds), group_prefix(group_uid)
-    )
+    meter = meters.of(target.location, group_uid)
+    return PrefixedStore(open_store(target, meter, retry_seconds, locked_for), group_prefix(group_uid))
+
+
+def _locks_objects(target: TargetSpec) -> bool:
+    from dpac_api.models import S3TargetSpec
+
+    return isinstance(target, S3TargetSpec) and target.object_lock is not None
+
+
+def open_locks(target: TargetSpec, group_uid: str, meters: Meters) -> S3Locks:
+    """The locks of one group's part of a target; Unsupported if it has none."""
+    from dpac_api.models import S3TargetSpec
+    from dpac_engine.control.repositories import group_prefix
+
+    if not isinstance(target, S3TargetSpec) or target.object_lock is None:
+        raise Unsupported(
+            f"`immutable_for` needs a bucket whose target says `object_lock`, and {target.location} is none. Declare it "
+            "there, or leave out `immutable_for`."
+        )
+    meter = meters.of(target.location, group_uid)
+    bucket = _bucket(target, meter)
+    from dpac_engine.io.stores.s3_locks import S3Locks  # needs boto3, of which `_bucket` tells if it is missing
+
+    prefix = f"{target.prefix}/" if target.prefix else ""
+    return S3Locks(bucket, prefix + group_prefix(group_uid), meter)
+
+
+def latest_lock_end_ns(target: TargetSpec, group_uid: str, meters: Meters) -> int:
+    """About when the last lock ends of what a target has of a group; 0 if nothing there is locked."""
+    return open_locks(target, group_uid, meters).latest_end_ns() if _locks_objects(target) else 0
 
 
 def open_tails(target: TargetSpec, group_uid: str) -> TailStore:
@@ -105,7 +148,10 @@ def reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, TargetSpec
     from dpac_engine.io.repository import RepositoryReader
 
     return lambda group_uid, target: RepositoryReader(
-        open_repository_store(target, group_uid, meters), group_uid, keyring.data_key
+        open_repository_store(target, group_uid, meters),
+        group_uid,
+        keyring.data_key,
+        reads_what_it_can=_locks_objects(target),
     )
 
 
@@ -124,6 +170,7 @@ def sharing_reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, Ta
         keyring.data_key,
         cache,
         segments[target.model_dump_json()],
+        reads_what_it_can=_locks_objects(target),
     )
 
 
@@ -147,25 +194,34 @@ def build_recovery(keyring: Keyring, meters: Meters) -> TargetRecovery:
         restore_tree,
         find_blueprint,
         keyring.check_stored,
+        lambda target, group_uid: latest_lock_end_ns(target, group_uid, meters),
     )
 
 
-def writer_opener(
-    keyring: Keyring, meters: Meters, retry_seconds: float
-) -> Callable[[str, str, TargetSpec], RepositoryWriter]:
-    """Opens a group's repository at a target, to write with one of its data keys."""
+def writer_opener(keyring: Keyring, meters: Meters, retry_seconds: float) -> Callable[..., RepositoryWriter]:
+    """Opens a group's repository at a target, to write with one of its data keys, and to lock what is written."""
+    from dpac_engine.core.immutability import locked_for_ns
     from dpac_engine.io.clock import SystemClock
     from dpac_engine.io.repository import RepositoryWriter
 
     clock = SystemClock()
-    return lambda group_uid, key_id, target: RepositoryWriter(
-        open_repository_store(target, group_uid, meters, retry_seconds),
-        group_uid,
-        key_id,
-        keyring.wrapped(key_id),
-        keyring.data_key,
-        clock,
-    )
+
+    def open_writer(
+        group_uid: str, key_id: str, target: TargetSpec, immutable_for: Duration | None = None
+    ) -> RepositoryWriter:
+        locked_ns = locked_for_ns(int(immutable_for.seconds * 1e9)) if immutable_for else 0
+        locked_for = timedelta(microseconds=locked_ns // 1000) if locked_ns else None
+        return RepositoryWriter(
+            open_repository_store(target, group_uid, meters, retry_seconds, locked_for),
+            group_uid,
+            key_id,
+            keyring.wrapped(key_id),
+            keyring.data_key,
+            clock,
+            open_locks(target, group_uid, meters) if immutable_for or _locks_objects(target) else None,
+        )
+
+    return open_writer
 
 
 def group_maker(
@@ -182,8 +238,8 @@ def group_maker(
 
     open_stored = writer_opener(keyring, meters, SHIPPER_RETRY_SECONDS)
 
-    def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
-        return open_stored(assignment.group_uid, assignment.key_id, target)
+    def open_writer(assignment: WorkerAssignment, leg: LegSpec, target: TargetSpec) -> RepositoryWriter:
+        return open_stored(assignment.group_uid, assignment.key_id, target, leg.retention.immutable_for)
 
     def directory(spec: DirectorySpec, journal: MemberJournal, index_folder: Path) -> DirectoryMember:
         blueprint = find_blueprint(spec.blueprint) if spec.blueprint else None

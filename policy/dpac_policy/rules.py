@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from dpac_api.models import RetentionSpec
 from dpac_api.quantities import Duration
 from dpac_policy.configuration import (
     Configuration,
@@ -271,14 +270,8 @@ def _production_is_immutable(group: Declared, _: Stack, settings: ImmutableSetti
             "replication.*.retention.immutable_for",
             f"it is a production group, and none of its copies is immutable for {settings.daysMin} days: whoever takes over "
             "the host can delete them.",
-            _how_to_lock(settings.daysMin),
+            f'add a leg to a bucket with object_lock, and give its retention immutable_for="{settings.daysMin}d" or more.',
         )
-
-
-def _how_to_lock(days: int) -> str:
-    if "immutable_for" in RetentionSpec.model_fields:
-        return f'give the retention of a leg, whose target can lock objects, immutable_for="{days}d" or more.'
-    return "this version of dpac cannot lock copies: use one that can; until then this rule can only be advisory."
 
 
 RULES: Mapping[str, Rule] = {
@@ -327,7 +320,7 @@ RULES: Mapping[str, Rule] = {
         Rule(
             "production-has-immutable-copy",
             "Every production group has a copy that nobody can change or delete for a time.",
-            Level.ADVISORY,
+            Level.MANDATORY,
             ImmutableSettings,
             False,
             _production_is_immutable,

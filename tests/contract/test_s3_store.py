@@ -334,9 +334,7 @@ def test_a_worker_starts_without_loading_boto3() -> None:
 
 
 def _check(spec: S3TargetSpec) -> dict[str, str]:
-    recovery = TargetRecovery(
-        lambda target: open_store(target, Meter(SystemClock())), examine_target, None, None, None, None, None
-    )  # type: ignore[arg-type]
+    recovery = TargetRecovery(lambda target: open_store(target, Meter(SystemClock())), examine_target, *([None] * 6))  # type: ignore[arg-type]
     return recovery.probe(spec)
 
 

@@ -34,9 +34,9 @@ VIOLATING = "\n".join(
 )
 COMPLIANT = "\n".join(
     (
-        'copies = dpac.FilesystemTarget("copies", path="/mnt/copies", offsite=True)',
+        'vault = dpac.S3Target("vault", bucket="vault", object_lock="compliance")',
         GROUP.format(
-            'replication={"copies": dpac.Async(to=copies, rpo="15s")}, labels={"environment": "production"}, '
+            'replication={"vault": dpac.Async(to=vault, rpo="15s", retention=dpac.Retention(immutable_for="14d"))}, labels={"environment": "production"}, '
             f'encryption=dpac.Encryption(escrow=["{KEY}"])'
         ),
         'dpac.Drill("rehearsal", group=group, rto="15m")',
@@ -53,7 +53,7 @@ class Vault(pulumi.dynamic.Resource):
         super().__init__(Made(), "vault", {"escrow": None})
 copies = dpac.FilesystemTarget("copies", path="/mnt/copies")
 group = dpac.ProtectionGroup("shop", members={"d": dpac.Directory("/srv/d")},
-    replication={"copies": dpac.Async(to="elsewhere")}, labels={"environment": "production"},
+    replication={"copies": dpac.Async(to="elsewhere", retention=dpac.Retention(immutable_for="14d"))}, labels={"environment": "production"},
     encryption=dpac.Encryption(escrow=Vault().escrow))
 dpac.Drill("rehearsal", group=group)
 """
@@ -125,7 +125,7 @@ def test_what_violates_fails_and_names_resource_rule_and_fix(judge: Judge) -> No
     assert "preview failed" in judged.said
     assert status == 1
     mandatory = {one["rule"] for one in found["findings"] if one["level"] == "mandatory"}
-    assert mandatory == set(RULES) - {"production-has-immutable-copy"}
+    assert mandatory == set(RULES)
     for one in found["findings"]:
         assert (
             f"[{one['level']}]  {one['rule']}  (pulumi-python:dynamic/dpac:ProtectionGroup: shop-group)" in judged.said
@@ -136,16 +136,14 @@ def test_what_violates_fails_and_names_resource_rule_and_fix(judge: Judge) -> No
 
 
 def test_what_complies_passes(judge: Judge) -> None:
-    """All that is left is what this rule set only advises."""
+    """Nothing is left to say."""
     judged = judge.preview(COMPLIANT)
     assert judged.status == 0, judged.said
     assert "[mandatory]" not in judged.said
     status, found = judge.check()
     assert (status, found["groups"], found["violated"]) == (0, 1, 0)
-    assert {one["rule"] for one in found["findings"]} == {"production-has-immutable-copy"}
-    clean = judge.preview(COMPLIANT, {"production-has-immutable-copy": "disabled"})
-    assert clean.status == 0
-    assert "✅ dpac" in clean.said
+    assert found["findings"] == []
+    assert "✅ dpac" in judged.said
 
 
 def test_advice_fails_nothing_and_settings_move_bounds(judge: Judge) -> None:

@@ -361,6 +361,7 @@ class FakeRecovery:
     def __init__(self) -> None:
         self.at: dict[str, FakeRepository] = {}
         self.probes: dict[str, str] = {}
+        self.locked: dict[str, datetime] = {}
         self.purged: list[tuple[str, str]] = []
         self.checks: dict[str, str] = {"orders.db": "ok"}
 
@@ -373,6 +374,9 @@ class FakeRecovery:
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         self.purged.append((target.path, group_uid))
+
+    def locked_until(self, target: TargetSpec, group_uid: str) -> datetime | None:
+        return self.locked.get(target.path)
 
     def probe(self, target: TargetSpec) -> dict[str, str]:
         return {"write": self.probes.get(target.path, "ok")}

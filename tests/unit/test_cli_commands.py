@@ -338,7 +338,7 @@ def test_a_bucket_is_added_by_its_options(shell: Shell) -> None:
     options = (
         "--bucket shop-copies --prefix site-a --region eu-central-1 --endpoint http://127.0.0.1:9000 "
         "--storage-class STANDARD_IA --host-style --credentials file:/etc/dpac/s3 --proxy http://proxy:3128 --onsite "
-        "--price storage_gib_month=0.5 --price currency=EUR"
+        "--price storage_gib_month=0.5 --price currency=EUR --object-lock governance"
     )
     made = shell.json("target", "add", "cloud", *options.split())
     assert made["spec"] == {
@@ -353,6 +353,7 @@ def test_a_bucket_is_added_by_its_options(shell: Shell) -> None:
         "ca_file": None,
         "proxy": "http://proxy:3128",
         "offsite": False,
+        "object_lock": "governance",
         "prices": {
             "currency": "EUR",
             "storage_gib_month": 0.5,

@@ -141,7 +141,7 @@ class Site:
     def group(self, **changes: Any) -> Group:
         """The group, not started."""
 
-        def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
+        def open_writer(assignment: WorkerAssignment, leg: LegSpec, target: TargetSpec) -> RepositoryWriter:
             store = self.targets[target.path[1:]]
             return RepositoryWriter(store, UID, KEY_ID, b"wrapped", lambda _: KEY, SystemClock())
 
@@ -447,11 +447,11 @@ def test_a_target_reached_in_another_way_is_opened_anew_at_once(
         opened: list[TargetSpec] = []
         deps = group._deps
 
-        def open_writer(assignment: WorkerAssignment, target: TargetSpec) -> RepositoryWriter:
+        def open_writer(assignment: WorkerAssignment, leg: LegSpec, target: TargetSpec) -> RepositoryWriter:
             opened.append(target)
             if not target.offsite:
                 raise Denied("These are not the right credentials.")
-            return deps.open_writer(assignment, target)
+            return deps.open_writer(assignment, leg, target)
 
         group._deps = deps._replace(open_writer=open_writer)
         await group.start()

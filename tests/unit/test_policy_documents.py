@@ -118,4 +118,10 @@ def test_a_site_is_checked_as_it_is(shell: Shell) -> None:
     shell.run("group", "apply", "-f", str(file))
     assert rules(1) == {"production-has-offsite-copy", "production-has-immutable-copy"}
     shell.run("target", "add", "copies", "--path", str(shell.world.root / "copies"), "--offsite")
-    assert rules(0) == {"production-has-immutable-copy"}
+    assert rules(1) == {"production-has-immutable-copy"}
+    shell.run("target", "add", "vault", "--bucket", "vault", "--object-lock", "compliance")
+    leg = {"target": "vault", "retention": {"immutable_for": "14d"}}
+    immutable = {**spec, "labels": {"environment": "production"}, "replication": {"vault": leg}}
+    file.write_text(json.dumps(immutable))
+    shell.run("group", "apply", "-f", str(file))
+    assert rules(0) == set()

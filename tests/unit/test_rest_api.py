@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,21 @@ def test_a_hold_that_one_target_cannot_take_says_where_it_was_taken(backend: Bac
     assert backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2").json()["held"]
 
 
+def test_a_purge_is_refused_while_a_target_keeps_it_locked(backend: Backend) -> None:
+    """Before anything changes, with the moment until when; once that is over it goes."""
+    backend.put_group()
+    place, recovery = str(backend.world.root / "copies"), backend.world.recovery
+    until = datetime.now(UTC) + timedelta(days=36_000)
+    recovery.locked[place] = until
+    purge = "/v1/groups/shop?on_destroy=purge&request_id=request-"
+    refused = error(backend.ask("DELETE", f"{purge}a"), 409, "conflict")
+    assert f"locked until {until:%Y-%m-%d}" in refused["message"]
+    assert refused["property_path"] == "on_destroy"
+    assert backend.ask("GET", "/v1/groups/shop").json()["lifecycle"] == "active"
+    recovery.locked[place] = datetime(1970, 1, 2, tzinfo=UTC)
+    assert backend.ask("DELETE", f"{purge}b").status_code < 300
+
+
 def test_a_purge_is_refused_while_a_checkpoint_is_held_and_expiry_waits_for_it(backend: Backend) -> None:
     """It is named; a retained group's hold can be released without a worker."""
     held_group(backend)
@@ -489,7 +505,7 @@ def test_a_checkpoint_tells_how_exact_each_member_is(backend: Backend) -> None:
     assert item["cuts"]["disk"]["kind"] == "exact"
     assert item["cuts"]["orders"]["kind"] == "observed"
     assert item["cuts"]["orders"]["skew_seconds"] == 1.0
-    assert item["targets"] == {"copies": {"available": True, "verified_at": None}}
+    assert item["targets"] == {"copies": {"available": True, "verified_at": None, "locked_until": None}}
 
 
 @pytest.mark.parametrize(

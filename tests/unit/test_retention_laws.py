@@ -326,7 +326,7 @@ def test_a_held_checkpoint_stays_until_it_is_released_or_its_time_is_over() -> N
         dict,
         lambda *_: copy.reader(),
         lambda uid, key_id, _: RepositoryWriter(copy.store, uid, key_id, b"wrapped", lambda _: bytes(32), copy.clock),
-        *([None] * 3),  # type: ignore[arg-type]
+        *([None] * 4),  # type: ignore[arg-type]
     )
     target = FilesystemTargetSpec(path="/copies")
     for _ in range(2):  # as control does it where no worker writes

@@ -45,6 +45,11 @@ class CheckpointAvailability(Model):
 
     available: bool = Field(description="False: the last verification found damaged what it needs.")
     verified_at: datetime | None = None
+    locked_until: datetime | None = Field(
+        default=None,
+        description="Nobody can destroy what it needs before; the earliest of all that the target needs now, so that it can be longer. "
+        "None: it is not locked, or that is not known.",
+    )
 
 
 class Checkpoint(Model):

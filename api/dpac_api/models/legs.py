@@ -32,6 +32,11 @@ class RetentionSpec(Model):
     tagged: Annotated[Duration, bounded("0s", "36500d")] = Field(
         default=Duration("30d"), description="How long a tagged checkpoint is kept."
     )
+    immutable_for: Annotated[Duration, bounded("1h", "36500d")] | None = Field(
+        default=None,
+        description="Nobody, this site included, can change or delete what lies at the target for so long, counted from when it was "
+        "last needed; the target must be a bucket with `object_lock`. None: no locks.",
+    )
 
 
 class AsyncLegSpec(Model):

@@ -95,6 +95,11 @@ class LegStatus(Model):
     latest_checkpoint_time: datetime | None = None
     oldest_checkpoint_time: datetime | None = None
     stored_bytes: int = 0
+    immutable_until: datetime | None = Field(
+        default=None,
+        description="Until then nobody can destroy any of what the newest state there needs, as last seen; None: it is not "
+        "locked, or that is being looked up.",
+    )
     traffic: TargetTraffic | None = Field(
         default=None, description="What this group's worker asked of the target, mounts included."
     )

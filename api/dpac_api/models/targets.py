@@ -118,6 +118,11 @@ class S3TargetSpec(Model):
         default=None, description="Address of an HTTP proxy; None: as the backend's environment says."
     )
     offsite: bool = Field(default=True, description="It lies at another place than the site.")
+    object_lock: Literal["compliance", "governance"] | None = Field(
+        default=None,
+        description="The bucket was created with S3 Object Lock: legs may ask for `immutable_for`, and whoever reads takes the "
+        "oldest version of each object. compliance: nobody ends a lock; governance: who may bypass it can. None: no locks.",
+    )
     prices: S3Prices | None = Field(
         default=None, description="For the estimate of its monthly cost; None: Amazon's list prices."
     )

@@ -24,6 +24,7 @@ from dpac_api.models import (
     PutGroup,
     RetentionSpec,
     Role,
+    S3TargetSpec,
     SiteInfo,
     TargetSpec,
 )
@@ -41,6 +42,7 @@ from dpac_engine.control.catalogue_targets import (
 from dpac_engine.control.host_checks import check_member, check_overlaps, has_other_names, real_path
 from dpac_engine.control.member_identity import Identity, assign
 from dpac_engine.control.ownership import settle
+from dpac_engine.core.immutability import locked_for_ns
 
 OnDestroy = Literal["retain", "expire", "purge"]
 
@@ -220,6 +222,7 @@ def _check_legs(session: Session, spec: GroupSpec) -> None:
             )
         legs[wanted.target] = leg
         _check_sync_leg(session, leg, wanted)
+        _check_immutable_leg(session, leg, wanted)
 
 
 def _check_sync_leg(session: Session, leg: str, wanted: LegSpec) -> None:
@@ -230,6 +233,21 @@ def _check_sync_leg(session: Session, leg: str, wanted: LegSpec) -> None:
             'every FLUSH. Use mode "async", or a filesystem target.',
             property_path=f"spec.replication.{leg}.mode",
         )
+
+
+def _check_immutable_leg(session: Session, leg: str, wanted: LegSpec) -> None:
+    target = target_spec(session, wanted.target)
+    if wanted.retention.immutable_for is None or (isinstance(target, S3TargetSpec) and target.object_lock):
+        return
+    remedy = (
+        'Set its `object_lock="compliance"`; the bucket must have been created with Object Lock (docs/s3.md).'
+        if isinstance(target, S3TargetSpec)
+        else "Use a bucket with Object Lock (`S3Target`, docs/s3.md), or leave out `immutable_for`."
+    )
+    raise Invalid(
+        f"The leg {leg!r} asks for immutable copies, and its target {wanted.target!r} does not lock objects. {remedy}",
+        property_path=f"spec.replication.{leg}.retention.immutable_for",
+    )
 
 
 def _new_row(session: Session, name: str, host: Host, now: datetime) -> GroupRow:
@@ -348,7 +366,10 @@ def _reach(retention: RetentionSpec) -> timedelta:
     days = max(
         retention.hourly / 24, retention.daily, 7 * retention.weekly, 31 * retention.monthly, 366 * retention.yearly
     )
-    return max(timedelta(days=days), timedelta(seconds=retention.tagged.seconds))
+    locked = timedelta()
+    if retention.immutable_for is not None:
+        locked = timedelta(microseconds=locked_for_ns(int(retention.immutable_for.seconds * 1e9)) // 1000)
+    return max(timedelta(days=days), timedelta(seconds=retention.tagged.seconds), locked)
 
 
 def forget_group(session: Session, uid: str) -> None:

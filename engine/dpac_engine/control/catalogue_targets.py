@@ -12,7 +12,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from dpac_api.errors import Conflict, NotFound
-from dpac_api.models import Owner, PutTarget, Target, TargetSpec, target_spec_of
+from dpac_api.models import Owner, PutTarget, S3TargetSpec, Target, TargetSpec, target_spec_of
 from dpac_engine.control.assignment import TargetRecord
 from dpac_engine.control.catalogue_schema import TENANT, GroupRow, MemberRow, TargetRow
 from dpac_engine.control.host_checks import Claim, check_target, make_target_folder, target_place, where_of
@@ -80,6 +80,7 @@ def put_target(session: Session, name: str, put: PutTarget, *, data: Path, site_
 
 def _check_change(session: Session, row: TargetRow, spec: TargetSpec) -> None:
     was = target_spec_of(row.spec)
+    _check_locks_stay(session, row.name, spec)
     if target_place(was) == target_place(spec):
         return
     holders = _holders(session).get(row.name, [])
@@ -89,6 +90,20 @@ def _check_change(session: Session, row: TargetRow, spec: TargetSpec) -> None:
             "lie there. Declare a second target, add a leg to it, and remove the old leg once the new one is protected.",
             property_path=where_of(spec),
         )
+
+
+def _check_locks_stay(session: Session, name: str, spec: TargetSpec) -> None:
+    if isinstance(spec, S3TargetSpec) and spec.object_lock:
+        return
+    active = select(GroupRow.name, GroupRow.spec).where(GroupRow.lifecycle == "active").order_by(GroupRow.name)
+    for group, declared in session.execute(active):
+        for leg in declared["replication"].values():
+            if leg["target"] == name and leg["retention"].get("immutable_for"):
+                raise Conflict(
+                    f"The target {name!r} must keep `object_lock`: the group {group!r} asks for immutable copies there. Take "
+                    "`immutable_for` out of its leg first.",
+                    property_path="spec.object_lock",
+                )
 
 
 def delete_target(session: Session, name: str) -> None:

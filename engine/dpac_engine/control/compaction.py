@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 
 from dpac_api.errors import Corruption
 from dpac_api.models import JournalSpec, LegSpec
+from dpac_engine.control.lock_upkeep import LockUpkeep
 from dpac_engine.control.shipper import Commit
 from dpac_engine.core import levels, retention
 from dpac_engine.core.checkpoints import Mark
@@ -37,10 +38,19 @@ class Compaction:
         self._left: set[str] = set()
         """Names of segments that stay as they are: damaged, or too large when unpacked."""
         self._may_merge = True
+        immutable_for = leg.retention.immutable_for
+        self._upkeep = LockUpkeep(int(immutable_for.seconds * 1e9)) if immutable_for else None
+
+    @property
+    def immutable_until_ns(self) -> int | None:
+        """See `shipper.Compactor.immutable_until_ns`."""
+        return self._upkeep.earliest_ns if self._upkeep else None
 
     def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
         """See `shipper.Compactor.step`. Damage at the target stops what would read it, not the leg."""
         reader = writer.reader
+        if self._upkeep and writer.locks and self._upkeep.step(writer, writer.locks, now_ns):
+            return True
         try:
             merge = self._may_merge and retention.plan(
                 reader.refs(),
@@ -160,7 +170,7 @@ class Compaction:
         state = writer.reader.state
         if state is None:
             return
-        listed = set(writer.store.list("s/"))
+        listed = set(writer.visible("s/"))
         stray = listed - set(state.segments) - set(state.dropped)
         if stray:
             commit([], sorted(stray))
@@ -168,7 +178,7 @@ class Compaction:
         for name in sorted(due - self._held_or_all(due)):
             writer.store.delete(name)
         needed = (state.last.seq // COMPLETE_EVERY - 1) * COMPLETE_EVERY
-        for key in list(writer.store.list("m/")):
+        for key in list(writer.visible("m/")):
             if key < manifest_key(needed):
                 writer.store.delete(key)
 

@@ -56,7 +56,7 @@ class GroupDeps(NamedTuple):
 
     clock: Clock
     executor: Executor
-    open_writer: Callable[[WorkerAssignment, TargetSpec], RepositoryWriter]
+    open_writer: Callable[[WorkerAssignment, LegSpec, TargetSpec], RepositoryWriter]
     compactor: Callable[[WorkerAssignment, LegSpec], Compactor]
     directory: DirectoryFactory
     open_tails: Callable[[WorkerAssignment, TargetSpec], TailStore]
@@ -316,6 +316,8 @@ class Group:
         for name, spec in self.assignment.spec.replication.items():
             leg = self.legs.get(name)
             if leg is not None:
+                if leg.spec.retention.immutable_for != spec.retention.immutable_for:
+                    leg.reopen()  # what is written from now on is locked for another time
                 leg.spec, leg.compactor = spec, self._deps.compactor(self.assignment, spec)
                 leg.nudge()
             else:
@@ -343,8 +345,8 @@ class Group:
 
     def _writer_of(self, leg: str) -> Callable[[], RepositoryWriter]:
         def open_writer() -> RepositoryWriter:
-            target = self.assignment.spec.replication[leg].target
-            return self._deps.open_writer(self.assignment, self.assignment.targets[target])
+            spec = self.assignment.spec.replication[leg]
+            return self._deps.open_writer(self.assignment, spec, self.assignment.targets[spec.target])
 
         return open_writer
 

@@ -161,6 +161,7 @@ def _leg(leg: Shipper, sync: SyncLeg | None, traffic: TargetTraffic | None) -> L
     there = max(leg.memory.cursor, sync.confirmed_lsn if sync else 0)
     oldest = _oldest_stamp(leg)
     newest = leg.last_mark if _held(leg) else None
+    locked_ns = leg.compactor.immutable_until_ns
     return LegStatus(
         mode=leg.spec.mode,
         target=leg.spec.target,
@@ -174,6 +175,7 @@ def _leg(leg: Shipper, sync: SyncLeg | None, traffic: TargetTraffic | None) -> L
         latest_checkpoint_time=moment(newest.stamp_ns) if newest else None,
         oldest_checkpoint_time=moment(oldest) if newest and oldest else None,
         stored_bytes=state.stored_bytes if state else 0,
+        immutable_until=moment(locked_ns) if locked_ns else None,
         traffic=traffic,
         message=leg.error.message if leg.error else "",
         escrow=leg.escrow,
@@ -275,6 +277,15 @@ def _conditions(group: Group) -> Iterator[Condition]:
         if (found := _shortfall(group, leg)) is not None:
             told = _history_told(leg, group.assignment.spec.journal, found)
             yield condition("HistoryNotMet", f"leg/{leg.name}", told, "warning")
+        if behind := _lock_lag_seconds(leg, now):
+            yield condition(
+                "ImmutabilityBehind",
+                f"leg/{leg.name}",
+                f"Some of what lies at target {leg.spec.target} is locked for {behind / 3600:.1f} h less than immutable_for "
+                f"({leg.spec.retention.immutable_for}) asks. Locks are extended while the target answers: see what else is said "
+                "of the leg; it passes by itself after immutable_for was raised.",
+                "warning",
+            )
         if leg.data_state in (DataState.BITMAP_TRACKING, DataState.DELTA_RESYNC):
             yield condition(
                 leg.data_state.value,
@@ -294,6 +305,14 @@ def _conditions(group: Group) -> Iterator[Condition]:
             )
     for sync in group.sync_legs.values():
         yield from _sync_conditions(sync)
+
+
+def _lock_lag_seconds(leg: Shipper, now: datetime) -> float:
+    """By how much the first lock to end is shorter than asked for; 0 if it is not, or not known yet."""
+    wanted, until_ns = leg.spec.retention.immutable_for, leg.compactor.immutable_until_ns
+    if wanted is None or until_ns is None:
+        return 0.0
+    return min(wanted.seconds, max(0.0, now.timestamp() + wanted.seconds - until_ns / 1e9))
 
 
 def _sync_conditions(sync: SyncLeg) -> Iterator[Condition]:

@@ -102,6 +102,11 @@ class _Snapshot(Collector):
             "When the newest checkpoint at the target was taken.",
             labels=labels,
         )
+        locked = GaugeMetricFamily(
+            "dpac_leg_immutable_until_timestamp_seconds",
+            "Until when nobody can destroy any of what the newest state at the target needs.",
+            labels=labels,
+        )
         for group, status in self._statuses.items():
             for name, leg in status.legs.items():
                 values = [group, name, leg.target]
@@ -112,7 +117,9 @@ class _Snapshot(Collector):
                 stored.add_metric(values, leg.stored_bytes)
                 if leg.latest_checkpoint_time is not None:
                     newest.add_metric(values, leg.latest_checkpoint_time.timestamp())
-        yield from (lag, behind, rpo, seeded, stored, newest)
+                if leg.immutable_until is not None:
+                    locked.add_metric(values, leg.immutable_until.timestamp())
+        yield from (lag, behind, rpo, seeded, stored, newest, locked)
         yield from self._of_sync_legs(labels)
 
     def _of_sync_legs(self, labels: list[str]) -> Iterator[Metric]:

@@ -200,7 +200,7 @@ class Plane:
             await self.reconciler.attempt(uid, self._deps.apply_seconds)
 
     async def delete_group(self, request: Request, name: str, on_destroy: OnDestroy | None) -> None:
-        """Stop protecting a group; a purge is refused before anything changes if a target is out of reach."""
+        """Stop protecting a group; a purge is refused before anything changes if a target is out of reach, or locks it."""
         replayed = await self.read(lambda session: recall(session, request.id, request.fingerprint))
         if replayed is None:
             await asyncio.to_thread(self._check_purge, name, on_destroy)
@@ -225,6 +225,14 @@ class Plane:
                 raise Temporary(
                     f"The group {name!r} cannot be purged while its target {target!r} is out of reach ({'; '.join(bad)}). "
                     "Nothing was changed. Bring the target back, or delete with on_destroy=retain."
+                )
+            until = self.recovery.locked_until(spec, row.uid)
+            if until is not None and until > self.now():
+                raise Conflict(
+                    f"The group {name!r} cannot be purged: its recovery points at target {target!r} are locked until "
+                    f"{until:%Y-%m-%d %H:%M:%S}Z (`immutable_for`). Nothing was changed. Delete with on_destroy=expire, which "
+                    "purges them once the locks have ended, or with on_destroy=retain.",
+                    property_path="on_destroy",
                 )
         held = {checkpoint for ids in self.timeline.held(group).values() for checkpoint in ids}
         if held:
@@ -324,6 +332,27 @@ class Plane:
         )
 
     # -------------------------------------------------------------- checkpoints
+
+    async def with_locks(self, group: GroupView, found: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """The checkpoints with what is known of how long each target keeps them locked."""
+        if not any(leg.retention.immutable_for for leg in group.spec.replication.values()):
+            return list(found)
+        try:
+            legs = (await self._worker(group.worker).status(group.uid)).legs.values()
+        except (Temporary, NotFound):
+            return list(found)  # retained, or its worker is being started: nobody knows
+        until = {leg.target: leg.immutable_until for leg in legs}
+        return [
+            checkpoint.model_copy(
+                update={
+                    "targets": {
+                        name: at.model_copy(update={"locked_until": until.get(name)})
+                        for name, at in checkpoint.targets.items()
+                    }
+                }
+            )
+            for checkpoint in found
+        ]
 
     async def take_checkpoint(self, name: str, request: CheckpointRequest) -> Checkpoint:
         """Mark the group now; journalled as an operation."""

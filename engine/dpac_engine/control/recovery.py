@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -164,6 +165,9 @@ class Recovery(Protocol):
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         """Delete everything the target holds of the group; what is gone already is no error."""
+
+    def locked_until(self, target: TargetSpec, group_uid: str) -> datetime | None:
+        """When the last lock ends, about, of what the target has of the group; None if nothing is locked."""
 
     def probe(self, target: TargetSpec) -> dict[str, str]:
         """Probe -> `ok`, or what is wrong and what to do; tries what replication needs, leaves nothing behind."""

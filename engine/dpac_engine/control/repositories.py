@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unrecoverable
-from dpac_api.models import TargetSpace, TargetSpec
+from dpac_api.models import S3TargetSpec, TargetSpace, TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeView
@@ -206,8 +207,10 @@ class TargetRecovery:
         restore: RestoreTree,
         blueprints: Callable[[str], Blueprint],
         check_key: CheckKey,
+        latest_lock_end_ns: Callable[[TargetSpec, str], int],
     ) -> None:
         self._open_store = open_store
+        self._latest_lock_end_ns = latest_lock_end_ns
         self._examine = examine
         self._open_reader = open_reader
         self._open_writer = open_writer
@@ -227,10 +230,15 @@ class TargetRecovery:
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         """See `Recovery.purge`: manifests first, so that nothing half-deleted looks recoverable."""
-        store = self._open_store(target)
+        store = self._open_store(_as_it_is_now(target))
         keys = list(store.list(group_prefix(group_uid)))
         for key in sorted(keys, key=lambda key: "/m/" not in key):
             store.delete(key)
+
+    def locked_until(self, target: TargetSpec, group_uid: str) -> datetime | None:
+        """See `Recovery.locked_until`."""
+        end_ns = self._latest_lock_end_ns(target, group_uid)
+        return datetime.fromtimestamp(end_ns / 1e9, UTC) if end_ns else None
 
     def probe(self, target: TargetSpec) -> dict[str, str]:
         """See `Recovery.probe`."""
@@ -239,7 +247,7 @@ class TargetRecovery:
             results = self._examine(target)
             if any(what != "ok" for what in results.values()):
                 return results
-            store = self._open_store(target)
+            store = self._open_store(_as_it_is_now(target))
             for name, check in _PROBES.items():
                 try:
                     results[name] = check(store, key) or "ok"
@@ -267,6 +275,11 @@ class TargetRecovery:
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """See `Recovery.check`."""
         return self._blueprints(blueprint).check(root)
+
+
+def _as_it_is_now(target: TargetSpec) -> TargetSpec:
+    """The target as a plain store: replaced objects read as the new ones, deleted ones are gone, locked or not."""
+    return target.model_copy(update={"object_lock": None}) if isinstance(target, S3TargetSpec) else target
 
 
 def _probe_delete(store: Store, key: str) -> str:

@@ -64,7 +64,8 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
         after_ns = None if after is None else _nanoseconds(after) + 999
         before_ns = None if before is None else _nanoseconds(before)
         wanted = MarkFilter(parse_cursor(cursor), tag, app, before_ns, after_ns)
-        return await asyncio.to_thread(plane.timeline.page, group, wanted, target=target, limit=limit, held=held)
+        page = await asyncio.to_thread(plane.timeline.page, group, wanted, target=target, limit=limit, held=held)
+        return page.model_copy(update={"items": await plane.with_locks(group, page.items)})
 
     @routes.get("/checkpoint-ranges", dependencies=[requires(plane, "read")])
     async def list_ranges(name: Name) -> list[CheckpointRange]:
@@ -109,7 +110,9 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
     @routes.get("/checkpoints/{selector}", dependencies=[requires(plane, "read")])
     async def get_checkpoint(name: Name, selector: Selector) -> Checkpoint:
         """The checkpoint that a selector means."""
-        return await asyncio.to_thread(plane.timeline.checkpoint, await plane.view(name), selector)
+        group = await plane.view(name)
+        [found] = await plane.with_locks(group, [await asyncio.to_thread(plane.timeline.checkpoint, group, selector)])
+        return found
 
     @routes.post("/checkpoints", dependencies=[requires(plane, "operate")])
     async def take_checkpoint(name: Name, body: CheckpointRequest) -> Checkpoint:

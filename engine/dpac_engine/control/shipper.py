@@ -135,7 +135,11 @@ def hold_or_release(writer: RepositoryWriter, change: HoldChange) -> None:
 
 
 class Compactor(Protocol):
-    """Thins a repository by age and size (`control/compaction.py`)."""
+    """Thins a repository by age and size, and keeps it locked (`control/compaction.py`)."""
+
+    @property
+    def immutable_until_ns(self) -> int | None:
+        """When the first lock ends of what the newest state needs, as last seen; None: not known, or nothing is locked."""
 
     def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
         """Do one step of it, in a thread; False if nothing is left to do."""

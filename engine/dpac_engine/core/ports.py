@@ -79,6 +79,25 @@ class TailStore(Protocol):
         """Leave nothing behind that was got ready."""
 
 
+class ObjectLocks(Protocol):
+    """Locks on objects of a store against change and deletion, by whoever it is: what `immutable_for` needs of a target.
+
+    A key's lock is that of what is read there. Errors are those of a `Store`.
+    """
+
+    def prove(self) -> None:
+        """Unsupported, saying why, if the target cannot lock objects."""
+
+    def end_ns(self, key: str) -> int:
+        """When the object's lock ends, nanoseconds since 1970 UTC; 0 if it has none. NotFound if it is missing."""
+
+    def extend(self, key: str, until_ns: int) -> None:
+        """Let the object's lock end then; never earlier than it does now, which is Denied."""
+
+    def visible(self, prefix: str) -> Iterator[str]:
+        """Keys that start with `prefix` and were not deleted, in order: a listing of the store has those, too, that were."""
+
+
 class JournalWriter(Protocol):
     """The journal as a directory (or any key-value) member sees it."""
 

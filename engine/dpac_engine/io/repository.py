@@ -18,7 +18,7 @@ from dpac_engine.core import checkpoints, manifest
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import Hold, Manifest, MemberState, RepositoryState, SegmentRef
-from dpac_engine.core.ports import Clock, Store, TargetMissing
+from dpac_engine.core.ports import Clock, ObjectLocks, Store, TargetMissing
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import (
     BLOCK_BYTES,
@@ -182,13 +182,21 @@ class RepositoryReader:
         data_keys: DataKeys,
         cache: BlockCache | None = None,
         segments: MutableMapping[str, StoredSegment] | None = None,
+        *,
+        reads_what_it_can: bool = False,
     ) -> None:
-        """`cache` and `segments`, by name, may be shared among the readers of one target."""
+        """`cache` and `segments`, by name, may be shared among the readers of one target.
+
+        `reads_what_it_can`: of manifests that are not authentic, those before are read, and `latest` is refused. For where
+        objects are locked: what was written stays, and whoever has the writer's keys can add to it.
+        """
         self.store = store
         self.group_uid = group_uid
         self.data_keys = data_keys
         self.cache = cache or BlockCache()
         self._segments: MutableMapping[str, StoredSegment] = {} if segments is None else segments
+        self._reads_what_it_can = reads_what_it_can
+        self._end_damage: Corruption | None = None
         self._tails = TailReader(store, data_keys, group_uid)
         self._tail: TailSegment | None = None
         self.state: RepositoryState | None = None
@@ -238,9 +246,25 @@ class RepositoryReader:
             )
         keys = [key for key in self.store.list("m/", start_after=after) if manifest.is_manifest_key(key)]
         complete = [at for at, key in enumerate(keys) if int(key[2:]) % manifest.COMPLETE_EVERY == 0]
+        if self._reads_what_it_can:
+            self._fold_what_can_be_read(keys, complete, info.repository_uid)
+            return
         keys = keys[complete[-1] :] if complete else keys
         found = (self._manifest(key, info.repository_uid) for key in keys)
         self.state = manifest.fold(found, self.state)
+
+    def _fold_what_can_be_read(self, keys: list[str], complete: list[int], repository_uid: str) -> None:
+        """Begin with the newest complete manifest that is authentic; stop at the first one that is not."""
+        self._end_damage = None
+        for begin in [*reversed(complete), 0] if keys else []:
+            for key in keys[begin:]:
+                try:
+                    self.state = manifest.step(self.state, self._manifest(key, repository_uid))
+                except Corruption as error:
+                    self._end_damage = self._end_damage or error
+                    break
+            if self.state is not None and self.state.last.key >= keys[begin]:
+                return
 
     def _manifest(self, key: str, repository_uid: str) -> Manifest:
         read = self.open_manifest(key, self.store.get(key))
@@ -327,8 +351,8 @@ class RepositoryReader:
 
     def check_end(self, selector: str) -> None:
         """Corruption if the selector means the newest checkpoint and what came last cannot be read."""
-        if self._tails.damages and selector in ("latest", "latest-clean"):
-            damage = self._tails.damages[0][1]
+        damage = self._end_damage or next((damage for _, damage in self._tails.damages), None)
+        if damage is not None and selector in ("latest", "latest-clean"):
             raise Corruption(
                 f"{damage.message} Choose a checkpoint before it (`dpac checkpoints GROUP`), or another target."
             )
@@ -421,9 +445,18 @@ class RepositoryWriter:
     """The one writer of a repository. Not for threads; each call blocks until the target has it."""
 
     def __init__(
-        self, store: Store, group_uid: str, key_id: str, wrapped_key: bytes, data_keys: DataKeys, clock: Clock
+        self,
+        store: Store,
+        group_uid: str,
+        key_id: str,
+        wrapped_key: bytes,
+        data_keys: DataKeys,
+        clock: Clock,
+        locks: ObjectLocks | None = None,
     ) -> None:
+        """`locks`: of a store that locks what is written, and lists what was deleted as well."""
         self.store = store
+        self.locks = locks
         self._group_uid = group_uid
         self._key_id = key_id
         self._wrapped_key = wrapped_key
@@ -438,13 +471,15 @@ class RepositoryWriter:
         """Make the repository if there is none; its state, None if nothing was ever committed.
 
         With `known_uid` it is the repository of that uid or none: TargetMissing if nothing lies there any more, Conflict if
-        another one does. Unsupported if the store lets a second create of one key through.
+        another one does. Unsupported if the store lets a second create of one key through, or cannot lock what it shall.
         """
+        if self.locks is not None:
+            self.locks.prove()
         if known_uid:
             self._require(known_uid)
         self._found()
         self._repository_uid = read_info(self.store).repository_uid
-        self.store.put(f"keys/{self._key_id}", self._wrapped_key)
+        self._put_key()
         self.reader.refresh_manifests()
         return self.reader.state
 
@@ -454,6 +489,17 @@ class RepositoryWriter:
         state = self.reader.require_state()
         self._repository_uid = state.last.repository
         return state
+
+    def _put_key(self) -> None:
+        name = f"keys/{self._key_id}"
+        with contextlib.suppress(NotFound, Corruption):
+            if self.store.get(name) == self._wrapped_key:
+                return  # where objects are locked, each put would stay
+        self.store.put(name, self._wrapped_key)
+
+    def visible(self, prefix: str) -> Iterator[str]:
+        """Keys that start with `prefix` and were not deleted, in order."""
+        return self.locks.visible(prefix) if self.locks is not None else self.store.list(prefix)
 
     @property
     def repository_uid(self) -> str:

@@ -183,6 +183,7 @@ def _listing(items: list[Checkpoint]) -> object:
         cuts = ", ".join(f"{name} {cut.kind}" for name, cut in sorted(item.cuts.items()))
         targets = ", ".join(
             f"{name}{' ✓' if at.verified_at else '' if at.available else ' ✗ damaged'}"
+            f"{f' locked until {moment(at.locked_until)}' if at.locked_until else ''}"
             for name, at in sorted(item.targets.items())
         )
         rows.add_row(

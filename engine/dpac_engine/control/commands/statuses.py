@@ -171,7 +171,7 @@ def _members(observed: GroupStatus) -> RenderableType:
 
 
 def _legs(observed: GroupStatus) -> RenderableType:
-    rows = table("LEG", "MODE", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST", "STORED")
+    rows = table("LEG", "MODE", "TARGET", "STATE", "SEEDED", "RPO", "LAG", "BEHIND", "NEWEST", "STORED", "LOCKED UNTIL")
     for name, leg in observed.legs.items():
         rows.add_row(
             name,
@@ -184,5 +184,6 @@ def _legs(observed: GroupStatus) -> RenderableType:
             size(leg.lag_bytes),
             age(leg.latest_checkpoint_time),
             size(leg.stored_bytes),
+            moment(leg.immutable_until) if leg.immutable_until else "-",
         )
     return rows

@@ -133,6 +133,10 @@ def add(
         bool | None,
         typer.Option("--offsite/--onsite", help="Whether it lies at another place than the site. Else: S3 does."),
     ] = None,
+    object_lock: Annotated[
+        str | None,
+        typer.Option("--object-lock", help="S3: the bucket has Object Lock; lock by compliance, or governance."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Create or change a target: give --path or --bucket. Its owner, if it has one, stays."""
@@ -148,6 +152,7 @@ def add(
         "ca_file": ca_file,
         "proxy": proxy,
         "offsite": offsite,
+        "object_lock": object_lock,
         "prices": _prices(price) if price else None,
     }
     spec = _spec({name: value for name, value in given.items() if value is not None})

@@ -3,6 +3,8 @@
 Creates are conditional writes (`If-None-Match: *`), so that a bucket itself keeps a stale primary out. What is large
 goes and comes in parts, several at once. Each put carries a SHA-256 that the server checks; each whole object is
 checked when it is read, and parts of one by who reads them (segments are authenticated block by block).
+
+Of a bucket whose objects are locked (`object_lock`), the oldest version of each is read (`s3_versions.py`).
 """
 
 from __future__ import annotations
@@ -13,19 +15,21 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from dpac_api.errors import Denied, DpacError, NotFound
+from dpac_api.errors import Conflict, Denied, DpacError, NotFound
 from dpac_api.models import S3TargetSpec
 from dpac_engine.io.stores.s3_client import make_client
 from dpac_engine.io.stores.s3_errors import is_out_of_range, mapped
+from dpac_engine.io.stores.s3_versions import OldestVersions
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.literals import ObjectLockModeType
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 PART_BYTES = 16 << 20
@@ -42,8 +46,20 @@ Answer = TypeVar("Answer")
 class S3Store:
     """A bucket. Safe for threads. Credentials are read when it is first used, and again after they were refused."""
 
-    def __init__(self, spec: S3TargetSpec) -> None:
+    def __init__(
+        self,
+        spec: S3TargetSpec,
+        *,
+        locked_for: timedelta | None = None,
+        listed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`locked_for`: what is written is locked from then on for so long; only where the spec says `object_lock`.
+
+        `listed` is told of every listing of versions, which no call of a store asks for.
+        """
         self._spec = spec
+        self._locked_for = locked_for
+        self._oldest = OldestVersions(spec.bucket, listed) if spec.object_lock else None
         self._where = spec.location
         self._lock = threading.Lock()
         self._made: S3Client | None = None
@@ -71,22 +87,28 @@ class S3Store:
         if length == 0:
             self.size(key)  # NotFound if it is missing
             return b""
-        return self._do(f"read {key}", lambda client: self._get(client, key, offset, length))
+        return self._read(key, lambda client, which: self._get(client, which, offset, length))
 
     def size(self, key: str) -> int:
         """See `core.ports.Store.size`."""
-
-        def head(client: S3Client) -> int:
-            return client.head_object(Bucket=self._spec.bucket, Key=key)["ContentLength"]
-
         try:
-            return self._do(f"read {key}", head)
+            return self._read(key, lambda client, which: client.head_object(**which)["ContentLength"])
         except NotFound:
             self._look()  # an answer to HEAD has no words: is it the key that is missing, or the bucket?
             raise
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
         """See `core.ports.Store.list`."""
+        if self._oldest is None:
+            yield from self.visible(prefix, start_after)
+            return
+        oldest, what = self._oldest, f"list {prefix}*"
+        yield from oldest.keys(
+            lambda after: self._do(what, lambda client: oldest.page(client, prefix, after)), start_after
+        )
+
+    def visible(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        """Keys whose newest version is no delete marker, in order."""
         after: dict[str, Any] = {"StartAfter": start_after} if start_after else {}
         while True:
             # Each page is a request of its own kind, so that a broken one is asked for again from where it began.
@@ -120,7 +142,13 @@ class S3Store:
                 f"This host's clock and the server's differ by {skew_seconds:.0f} s; S3 refuses requests from 15 minutes on. "
                 "Set this host's clock (NTP)."
             )
-        return {**found, "reach": "ok", "bucket": "ok", "clock": clock}
+        found |= {"reach": "ok", "bucket": "ok", "clock": clock}
+        if self._spec.object_lock is None:
+            return found
+        try:
+            return {**found, "object-lock": self.lock_fault() or "ok"}
+        except DpacError as error:
+            return {**found, "object-lock": error.message}
 
     def _look(self) -> datetime | None:
         """The server's time; raises what hinders a listing: a missing bucket, refused credentials."""
@@ -132,7 +160,56 @@ class S3Store:
             return None  # a server that says no time, or not in HTTP's words
         return date if date.tzinfo else date.replace(tzinfo=UTC)
 
+    # ------------------------------------------------------------------ locked objects
+
+    @property
+    def spec(self) -> S3TargetSpec:
+        """Where it is."""
+        return self._spec
+
+    @property
+    def lock_mode(self) -> ObjectLockModeType:
+        """How objects are locked: as the spec says."""
+        return "GOVERNANCE" if self._spec.object_lock == "governance" else "COMPLIANCE"
+
+    def lock_fault(self) -> str:
+        """Why the bucket cannot lock objects, and what to do; empty if it can."""
+        bucket, remedy = self._spec.bucket, "Use a bucket that was created with Object Lock (docs/s3.md)."
+
+        def lockable(client: S3Client) -> bool:
+            try:
+                answer = client.get_object_lock_configuration(Bucket=bucket)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") == "ObjectLockConfigurationNotFoundError":
+                    return False
+                raise
+            return answer["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
+
+        if not self._do("ask whether objects can be locked", lockable):
+            return f"The bucket {bucket!r} cannot lock objects. {remedy}"
+        versioning = self._do("ask for versioning", lambda client: client.get_bucket_versioning(Bucket=bucket))
+        if versioning.get("Status") != "Enabled":
+            return f"The bucket {bucket!r} keeps no versions, so that its objects cannot be locked. {remedy}"
+        return ""
+
+    def on_oldest(self, key: str, what: str, ask: Callable[[S3Client, str], Answer]) -> Answer:
+        """Do `what` with the oldest version of a key; NotFound if it has none."""
+        assert self._oldest is not None, "objects are locked only where the spec says object_lock"
+        oldest = self._oldest
+        try:
+            return self._do(what, lambda client: ask(client, oldest.version_of(client, key)))
+        except NotFound:
+            oldest.forget(key)  # perhaps it was an outdated id: its lock ended, and it went
+            return self._do(what, lambda client: ask(client, oldest.version_of(client, key)))
+
     # ------------------------------------------------------------------ requests
+
+    def _read(self, key: str, ask: Callable[[S3Client, dict[str, Any]], Answer]) -> Answer:
+        """Ask for an object, the oldest version of it where they are locked: `ask` is given which one."""
+        which: dict[str, Any] = {"Bucket": self._spec.bucket, "Key": key}
+        if self._oldest is None:
+            return self._do(f"read {key}", lambda client: ask(client, which))
+        return self.on_oldest(key, f"read {key}", lambda client, version: ask(client, {**which, "VersionId": version}))
 
     def _do(self, what: str, ask: Callable[[S3Client], Answer]) -> Answer:
         try:
@@ -152,11 +229,11 @@ class S3Store:
     def _page(self, client: S3Client, prefix: str, more: dict[str, Any]) -> Any:
         return client.list_objects_v2(Bucket=self._spec.bucket, Prefix=prefix, **more)
 
-    def _get(self, client: S3Client, key: str, offset: int, length: int | None) -> bytes:
+    def _get(self, client: S3Client, which: dict[str, Any], offset: int, length: int | None) -> bytes:
         end = "" if length is None else str(offset + length - 1)
         asked: dict[str, Any] = {} if offset == 0 and length is None else {"Range": f"bytes={offset}-{end}"}
         try:
-            answer = client.get_object(Bucket=self._spec.bucket, Key=key, **asked)
+            answer = client.get_object(**which, **asked)
         except ClientError as error:
             if is_out_of_range(error):
                 return b""
@@ -164,18 +241,16 @@ class S3Store:
         with contextlib.closing(answer["Body"]) as body:
             if answer["ContentLength"] <= LARGE_BYTES:
                 return body.read()
-        return self._get_parts(key, offset, offset + answer["ContentLength"], answer["ETag"])
+        return self._get_parts(which["Key"], offset, offset + answer["ContentLength"], answer["ETag"])
 
     def _get_parts(self, key: str, offset: int, end: int, etag: str | None = None) -> bytes:
         same: dict[str, Any] = {"IfMatch": etag} if etag else {}  # all parts of one version
 
         def part(at: int) -> bytes:
             last = min(at + PART_BYTES, end) - 1
-            return self._do(
-                f"read {key}",
-                lambda client: client.get_object(Bucket=self._spec.bucket, Key=key, Range=f"bytes={at}-{last}", **same)[
-                    "Body"
-                ].read(),
+            return self._read(
+                key,
+                lambda client, which: client.get_object(**which, Range=f"bytes={at}-{last}", **same)["Body"].read(),
             )
 
         with ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="s3-get") as pool:
@@ -184,18 +259,29 @@ class S3Store:
     def _write(self, key: str, data: bytes | memoryview, condition: dict[str, Any]) -> None:
         size_bytes = len(data)
         kept: dict[str, Any] = {"StorageClass": self._spec.storage_class} if size_bytes >= CLASS_BYTES_MIN else {}
+        if self._locked_for is not None:
+            until = datetime.now(UTC) + self._locked_for
+            kept |= {"ObjectLockMode": self.lock_mode, "ObjectLockRetainUntilDate": until}
         if size_bytes > LARGE_BYTES:
-            self._write_parts(key, memoryview(data), kept, condition)
-            return
-        body = bytes(data)
-        self._do(
-            f"write {key}",
-            lambda client: client.put_object(
-                Bucket=self._spec.bucket, Key=key, Body=body, ChecksumSHA256=_sha256(body), **kept, **condition
-            ),
-        )
+            version = self._write_parts(key, memoryview(data), kept, condition)
+        else:
+            body = bytes(data)
+            version = self._do(
+                f"write {key}",
+                lambda client: client.put_object(
+                    Bucket=self._spec.bucket, Key=key, Body=body, ChecksumSHA256=_sha256(body), **kept, **condition
+                ),
+            ).get("VersionId")
+        if condition and self._oldest is not None:
+            self._check_first(key, version)
 
-    def _write_parts(self, key: str, data: memoryview, kept: dict[str, Any], condition: dict[str, Any]) -> None:
+    def _check_first(self, key: str, version: str | None) -> None:
+        """Conflict if a create came second: a key under a delete marker counts as free, but what is read is what lies below."""
+        if self.on_oldest(key, f"read {key}", lambda _, oldest: oldest) != version:
+            raise Conflict(f"Cannot write {key} at {self._where}: the object existed already, and was deleted.")
+
+    def _write_parts(self, key: str, data: memoryview, kept: dict[str, Any], condition: dict[str, Any]) -> str | None:
+        """The version's id, where the bucket has any."""
         at: dict[str, Any] = {"Bucket": self._spec.bucket, "Key": key}
         what = f"write {key}"
         begun = self._do(what, lambda client: client.create_multipart_upload(**at, ChecksumAlgorithm="SHA256", **kept))
@@ -212,10 +298,11 @@ class S3Store:
         try:
             with ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="s3-put") as pool:
                 parts = list(pool.map(send, range(1, -(-len(data) // PART_BYTES) + 1)))
-            self._do(
+            done = self._do(
                 what,
                 lambda client: client.complete_multipart_upload(**at, MultipartUpload={"Parts": parts}, **condition),
             )
+            return done.get("VersionId")
         except BaseException:
             with contextlib.suppress(DpacError):  # else the bucket's own rule collects it (docs/s3.md)
                 self._do(what, lambda client: client.abort_multipart_upload(**at))
