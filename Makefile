@@ -49,7 +49,7 @@ test: test-environment
 	-@$(PYTHON) -m setup.go_tools versitygw
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=$$?; \
-	$(VENV)/pytest -n 2 --dist loadgroup -m "not soak" $(PYTEST_ARGS) || status=$$?; \
+	$(VENV)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
 soak: test-environment
