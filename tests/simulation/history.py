@@ -135,8 +135,11 @@ class History:
     def _damage_spool(self) -> None:
         """A bit of a record is another one, or a page was written to another page's place."""
         disk = self.host.disk
-        nodes = [node for name, node in sorted(disk.find(f"{FOLDER}/spool").names.items()) if name.endswith(".spool")]
+        folder = disk.find(FOLDER).names.get("spool")  # the first life may have ended before there was one
+        nodes = [node for name, node in sorted(folder.names.items()) if name.endswith(".spool")] if folder else []
         for _ in range(self.chance.randint(1, 4)):
+            if not nodes:
+                break
             node = self.chance.choice(nodes)
             written = sorted(page for page, content in node.pages.items() if any(content))
             if not written:
