@@ -121,11 +121,11 @@ def test_any_tree_becomes_any_other(tmp_path: Path) -> None:
 
 
 def test_names_of_one_file_come_back_as_one(tmp_path: Path) -> None:
-    """Also the one that was there all the time."""
+    """Also the one whose entry is the same in both."""
     now, then = Tree(), Tree()
-    now.file(b"one", b"content")
-    for name in (b"one", b"two"):
-        then.file(name, b"content", inode=(1, 2))
+    for tree, other in ((now, b"gone"), (then, b"two")):
+        for name in (b"one", other):
+            tree.file(name, b"content", inode=(1, 2))
     now.restore(tmp_path / "live")
     rewind(tmp_path / "live", now, then)
     assert (tmp_path / "live/one").stat().st_ino == (tmp_path / "live/two").stat().st_ino
