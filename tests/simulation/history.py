@@ -26,7 +26,7 @@ from random import Random
 from typing import Any
 
 from dpac_api.errors import Corruption, DpacError, Unrecoverable
-from dpac_api.models import CheckpointRequest, DataState
+from dpac_api.models import CheckpointRequest, DataState, LegSpec
 from dpac_api.quantities import Duration, Size
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
@@ -574,7 +574,7 @@ class History:
         reader.refresh()
         return reader
 
-    def _open_writer(self, assignment: WorkerAssignment, target: Any) -> RepositoryWriter:
+    def _open_writer(self, assignment: WorkerAssignment, _: LegSpec, target: Any) -> RepositoryWriter:
         return RepositoryWriter(self.targets[target.path[1:]], UID, KEY_ID, b"wrapped", lambda _: KEY, world.Clock())
 
     def _deps(self) -> GroupDeps:
