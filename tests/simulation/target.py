@@ -40,7 +40,10 @@ class Target:
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.put`."""
-        self._request(lambda: self.content.put(key, data))
+        self._request(lambda: self._put(key, data))
+
+    def _put(self, key: str, data: bytes | memoryview) -> None:
+        self.content.put(key, data)
         self.rotten.discard(key)
 
     def create(self, key: str, data: bytes | memoryview) -> None:
