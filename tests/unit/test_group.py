@@ -271,6 +271,28 @@ def test_a_new_group_becomes_protected_and_every_checkpoint_is_what_was(tmp_path
     run(tmp_path, story)
 
 
+@pytest.mark.parametrize("kind", ["volume", "directory"])
+def test_a_first_copy_waits_for_no_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A new group becomes protected though the next periodic mark, and the legs' next look by themselves, are far away."""
+    for module, name in ((group_module, "MARK"), (group_module, "MAINTAIN"), (shipper_module, "WATCH")):
+        monkeypatch.setattr(module, f"{name}_SECONDS", 100 * DEADLINE_SECONDS)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(random.Random(5).randbytes(100_000))
+    members = {
+        "volume": {"disk": {"kind": "volume", "path": str(tmp_path / "disk.raw"), "size": "4MiB"}},
+        "directory": {"tree": {"kind": "directory", "path": str(tree)}},
+    }
+
+    async def story(site: Site) -> None:
+        group = site.group(spec={"members": members[kind]})
+        await group.start()
+        await protected(group)
+        site.image()
+
+    run(tmp_path, story)
+
+
 def test_a_restart_resumes_where_it_was(tmp_path: Path) -> None:
     """Sequences go on, the target is not seeded again, and the volume holds everything."""
 

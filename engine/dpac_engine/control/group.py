@@ -204,6 +204,7 @@ class Group:
         for member in self.members.values():
             await member.attach()
         self.mark()
+        self._nudge_legs()  # they looked when nothing was attached yet
         self._tasks = [
             asyncio.create_task(self._mark_forever(), name="mark"),
             asyncio.create_task(self._maintain_forever(), name="maintain"),
@@ -292,6 +293,7 @@ class Group:
                     leg.reopen()  # the same place, reached in another way: other credentials, another proxy
             self._set_legs()
             self.mark()
+            self._nudge_legs()
 
     # ------------------------------------------------------------------ members and legs
 
@@ -304,6 +306,7 @@ class Group:
             self.members[identity.ordinal] = Member(
                 name, identity, spec, self.state, self.folder / "members" / identity.uid, self.spool, self._deps.executor,
                 self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4, self._remember, self.gate, self.tracking.note,
+                self._nudge_legs,
             )  # fmt: skip
 
     async def _drop_members(self) -> None:
@@ -349,6 +352,10 @@ class Group:
             return self._deps.open_writer(self.assignment, spec, self.assignment.targets[spec.target])
 
         return open_writer
+
+    def _nudge_legs(self) -> None:
+        for leg in self.legs.values():
+            leg.nudge()
 
     async def _drop_legs(self) -> None:
         wanted = self.assignment.spec.replication
@@ -410,8 +417,7 @@ class Group:
                 log.exception("group %s could not be marked", self.assignment.name)
             for sync in self.sync_legs.values():
                 sync.nudge()
-            for leg in self.legs.values():
-                leg.nudge()
+            self._nudge_legs()
 
     async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """See `runtime.Runtime.checkpoint`."""
@@ -453,9 +459,9 @@ class Group:
     def _names(self) -> dict[int, str]:
         return {ordinal: member.name for ordinal, member in self.members.items()}
 
-    async def mark_changes(self) -> None:
+    async def mark_changes(self, *, always: bool = False) -> None:
         """See `shipper.GroupView.mark_changes`."""
-        if self.spool.head_lsn > self._marked_lsn:
+        if always or self.spool.head_lsn > self._marked_lsn:
             self.mark()
         with contextlib.suppress(DpacError):
             await self._wait_durable()

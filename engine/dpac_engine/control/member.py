@@ -93,9 +93,11 @@ class DirectoryFactory(Protocol):
 class MemberJournal:
     """The journal as one key-value member sees it (a `ports.JournalWriter`)."""
 
-    def __init__(self, spool: Spool, ordinal: int) -> None:
+    def __init__(self, spool: Spool, ordinal: int, hasten: Callable[[], None]) -> None:
         self._spool = spool
         self._ordinal = ordinal
+        self._hasten = hasten
+        """Called once something that was put is durable: legs can take it while the rest is captured."""
 
     def put(self, entries: Sequence[KeyChange]) -> int:
         """See `JournalWriter.put`: a mark is appended by the same thread, so none can come between."""
@@ -107,6 +109,7 @@ class MemberJournal:
                 for at, (kind, payload) in enumerate(encoded)
             ]
         )
+        self._spool.when_durable(self._spool.head_lsn, lambda _: self._hasten())
         return self._spool.head_lsn
 
     async def wait_durable(self, lsn: int) -> None:
@@ -122,6 +125,7 @@ class MemberJournal:
 
         self._spool.when_durable(lsn, settle)
         await done
+        self._hasten()  # a capture waits last: from here on it may be the one that makes the member whole
 
 
 class Member:
@@ -141,6 +145,7 @@ class Member:
         remember: Callable[[], None],
         commits: Commits,
         note: Callable[[int, Sequence[Change]], None],
+        hasten: Callable[[], None],
     ) -> None:
         self.name = name
         self.ordinal = identity.ordinal
@@ -156,6 +161,7 @@ class Member:
         self._pending_max = pending_max
         self._remember = remember
         self._note = note
+        self._hasten = hasten
         self._commits = commits
         self._state = state
         self._attaching = asyncio.Lock()
@@ -422,7 +428,7 @@ class Member:
         self._remember()
 
     async def _attach_directory(self, spec: DirectorySpec) -> None:
-        directory = self._directory_factory(spec, MemberJournal(self._spool, self.ordinal), self._folder)
+        directory = self._directory_factory(spec, MemberJournal(self._spool, self.ordinal, self._hasten), self._folder)
         for header, payload in self._found:
             if header.kind in (Kind.PUT, Kind.DELETE) and header.next_lsn > directory.applied_lsn:
                 keyspace, key, start = decode_key(payload)

@@ -105,7 +105,7 @@ class GroupView(Protocol):
     def oldest_change_ns(self, since_lsn: int) -> int | None:
         """Stamp of the oldest change at or after an LSN; None if there are only marks."""
 
-    async def mark_changes(self) -> None:
+    async def mark_changes(self, *, always: bool = False) -> None:
         """Mark the group if anything changed since its newest mark; returns once that mark is durable, or cannot be."""
 
     def stamp(self) -> int:
@@ -380,10 +380,15 @@ class Shipper:
 
     async def _step(self) -> None:
         """One piece of work, or a wait for some."""
+        self._wake.clear()  # first: what happens while this step works is looked at by the next, at once
         if self.memory.lost:
             await self._begin_resync()
         elif self.repository is not None and self._says(self.memory.cursor) != _said(self.repository.last):
             await self._thread.run(self._commit)
+        if self.memory.cursor >= self.group.spool.durable_lsn and self._unmarked():
+            await self.group.mark_changes(
+                always=True
+            )  # a member has just come whole: the first checkpoint that holds it
         due = self._due_in_seconds()
         if due is not None and due <= 0:
             await self._ship_log()
@@ -395,7 +400,6 @@ class Shipper:
         if await self._compact():
             return
         await self._probe()
-        self._wake.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WATCH_SECONDS if due is None else min(due, WATCH_SECONDS)):
                 await self._wake.wait()
@@ -464,8 +468,8 @@ class Shipper:
     # ------------------------------------------------------------------ log
 
     async def _ship_log(self) -> None:
-        # A change that no mark follows is at the target and in no checkpoint there.
-        await self.group.mark_changes()
+        # A change that no mark follows is at the target and in no checkpoint there; nor is a member that just came whole.
+        await self.group.mark_changes(always=self._unmarked())
         try:
             piece = await self._thread.run(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
         except (KeyError, Corruption):
