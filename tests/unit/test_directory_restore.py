@@ -127,6 +127,32 @@ def test_names_of_one_inode_that_were_captured_apart_stay_apart(tmp_path: Path) 
     assert (tmp_path / "to/c").read_bytes() == b""
 
 
+def test_files_are_written_in_the_order_in_which_they_are_stored(tmp_path: Path) -> None:
+    """So that a target is read from end to end, whatever the files are called; a second name comes after the first."""
+    contents = {digest_of(content): content for content in (b"one", b"two", b"three")}
+    names = dict(zip((b"c", b"a", b"b"), contents, strict=True))
+    tree = {
+        path: Entry(EntryType.FILE, 0o640, os.getuid(), os.getgid(), 5, size=len(contents[digest]), chunks=digest)
+        for path, digest in names.items()
+    }
+    again = Entry(EntryType.FILE, 0o640, os.getuid(), os.getgid(), 5, size=3, chunks=names[b"c"], inode=(0, 7))
+    tree |= {b"x": again, b"d": again}
+    entries = [(path, encode_entry(entry).value) for path, entry in {ROOT: FOLDER, **tree}.items()]
+    read: list[bytes] = []
+
+    def read_chunk(digest: bytes) -> bytes:
+        read.append(contents[digest])
+        return contents[digest]
+
+    places = {digest: (0, at) for at, digest in enumerate(contents)}
+    restore_tree(entries, read_chunk, tmp_path / "to", lambda _: None, place=places.__getitem__)
+    assert read == [b"one", b"one", b"two", b"three"]
+    assert {path: (tmp_path / "to" / path.decode()).read_bytes() for path in names} == {
+        path: contents[digest] for path, digest in names.items()
+    }
+    assert (tmp_path / "to/x").samefile(tmp_path / "to/d")
+
+
 def test_what_there_is_to_write_is_told_before_it_is_written(tmp_path: Path) -> None:
     """So that progress can say how much is left."""
     told: list[tuple[str, int]] = []

@@ -52,6 +52,9 @@ class Tree:
     def entries(self) -> list[tuple[bytes, bytes]]:
         return sorted(self.held.items())
 
+    def chunk_place(self, digest: bytes) -> tuple[int, int]:
+        return (0, 0)
+
     def read_chunk(self, digest: bytes) -> bytes:
         return self.chunks[digest]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ MOUNTS_MAX = 100
 OPEN_AGAIN_SECONDS = 2.0
 
 OpenReader = Callable[[str, TargetSpec], RepositoryReader]
-RestoreTree = Callable[[Iterable[tuple[bytes, bytes]], Callable[[bytes], bytes], Path, Callable[[int], None]], int]
+RestoreTree = Callable[..., int]
 
 
 class _MountFile(Model):
@@ -186,7 +186,7 @@ class Mounts:
 
     def _fill(self, image: Image, ordinal: int, place: Path) -> None:
         tree = image.tree(ordinal)
-        self._restore_tree(tree.entries(), tree.read_chunk, place, lambda _: None)
+        self._restore_tree(tree.entries(), tree.read_chunk, place, lambda _: None, place=tree.chunk_place)
 
     def _addresses(self, mount_id: str, opened: Mapping[str, MountedVolume | Path]) -> dict[str, str]:
         return {

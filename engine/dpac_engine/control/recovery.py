@@ -45,6 +45,9 @@ class TreeView(Protocol):
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """(path, encoded entry), sorted by path."""
 
+    def chunk_place(self, digest: bytes) -> tuple[int, int]:
+        """Chunks are read fastest in the order of these."""
+
     def read_chunk(self, digest: bytes) -> bytes:
         """The content with that hash; Corruption if it is damaged or missing."""
 

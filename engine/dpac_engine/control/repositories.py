@@ -270,7 +270,7 @@ class TargetRecovery:
             done += count
             progress(done, goal)
 
-        return self._restore(tree.entries(), tree.read_chunk, to, wrote, expect)
+        return self._restore(tree.entries(), tree.read_chunk, to, wrote, expect, tree.chunk_place)
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """See `Recovery.check`."""

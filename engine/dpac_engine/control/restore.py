@@ -42,6 +42,10 @@ class _Part:
         """See `TreeView`."""
         return ((path, self.read_entry(path)) for path in self.paths())
 
+    def chunk_place(self, digest: bytes) -> tuple[int, int]:
+        """See `TreeView`."""
+        return self._tree.chunk_place(digest)
+
     def read_chunk(self, digest: bytes) -> bytes:
         """See `TreeView`."""
         return self._tree.read_chunk(digest)

@@ -204,6 +204,11 @@ class TreeImage:
         for path in self.paths():
             yield path, self.read_entry(path)
 
+    def chunk_place(self, digest: bytes) -> tuple[int, int]:
+        """Where a chunk is stored; chunks that are read in the order of their places are read from end to end."""
+        value = self.values.get((Keyspace.CHUNK, digest))
+        return (value.source, value.position) if value is not None else (-1, 0)
+
     def read_chunk(self, digest: bytes) -> bytes:
         """The content with that BLAKE3; Corruption if it is not stored."""
         value = self.values.get((Keyspace.CHUNK, digest))

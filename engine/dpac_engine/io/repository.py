@@ -107,6 +107,9 @@ class StoredSegment:
         self._data_keys = data_keys
         self._cache = cache
         self._opened: SegmentReader | None = None
+        self._fetched_to = 0
+        self._fetched_blocks = 0
+        """How many blocks the last fetch had: who reads on where it ended gets twice as many."""
 
     @property
     def reader(self) -> SegmentReader:
@@ -157,19 +160,29 @@ class StoredSegment:
         return b"".join(parts)
 
     def _block(self, number: int, last: int) -> bytes:
-        """A block, fetched together with those up to `last` that follow it."""
+        """A block, fetched together with those up to `last` that follow it, and with more while reads go on in order."""
         block = self._cache.get(self.ref.name, number)
-        if block is None:
-            count = min(last - number + 1, READ_BYTES_MAX // self.reader.header.block_bytes)
-            try:
-                blocks = self.reader.blocks(number, count)
-            except (NotFound, Corruption) as error:
-                raise self._damaged(error) from error
-            for at, plain in enumerate(blocks):
-                self._cache.keep(self.ref.name, number + at, plain)
-                block = plain if at == 0 else block
-            assert block is not None
-        return block
+        if block is not None:
+            return block
+        most = min(READ_BYTES_MAX // self.reader.header.block_bytes, self.reader.block_count - number)
+        wanted = min(last - number + 1, most)
+        ahead = min(2 * self._fetched_blocks, most) if number == self._fetched_to else 0
+        try:
+            blocks = self._fetch(number, max(wanted, ahead), wanted)
+        except (NotFound, Corruption) as error:
+            raise self._damaged(error) from error
+        self._fetched_to, self._fetched_blocks = number + len(blocks), len(blocks)
+        for at, plain in enumerate(blocks):
+            self._cache.keep(self.ref.name, number + at, plain)
+        return blocks[0]
+
+    def _fetch(self, number: int, count: int, wanted: int) -> list[bytes]:
+        try:
+            return self.reader.blocks(number, count)
+        except Corruption:
+            if count == wanted:
+                raise
+            return self.reader.blocks(number, wanted)  # the damage may lie in what nobody asked for
 
 
 class RepositoryReader:

@@ -38,13 +38,15 @@ def restore_tree(
     to: Path,
     progress: Callable[[int], None],
     expect: Callable[[int], None] = lambda _: None,
+    place: Callable[[bytes], tuple[int, int]] = lambda _: (0, 0),
 ) -> int:
     """Recreate a tree at `to`, which is missing (its parent is not) or an empty folder; returns bytes of content.
 
     `entries` are keys and values of key space ENTRY in any order; `read_chunk` gives the content of a chunk by its
     hash, which is checked. `expect` is told the bytes there are to write (other names of one file counted too), and
-    `progress` those of each piece as it is written. Everything is on disk when this
-    returns. Until then it lies in a folder named `.dpac-restore-*.partial`, which is removed on failure.
+    `progress` those of each piece as it is written. Files are written in the order of the places of their first chunks:
+    `place` tells where a chunk is stored. Everything is on disk when this returns. Until then it lies in a folder named
+    `.dpac-restore-*.partial`, which is removed on failure.
 
     As root the owners are restored, and devices; else everything belongs to the caller and a device is Denied.
     Conflict if `to` holds anything; Corruption if an entry or chunk is not what was written, or would leave `to`.
@@ -55,7 +57,7 @@ def restore_tree(
     try:
         try:
             with Beneath(partial) as beneath:
-                written = Restoring(beneath, tree, read_chunk, progress).run()
+                written = Restoring(beneath, tree, read_chunk, progress, place).run()
                 sync_all(beneath.root_fd)
             _publish(partial, to, tree.get(ROOT))
         except OSError as error:
@@ -136,12 +138,18 @@ class Restoring:
     """Writes a checked tree; each step in an order in which no path leads through a symlink."""
 
     def __init__(
-        self, beneath: Beneath, tree: dict[bytes, Entry], read_chunk: ReadChunk, progress: Callable[[int], None]
+        self,
+        beneath: Beneath,
+        tree: dict[bytes, Entry],
+        read_chunk: ReadChunk,
+        progress: Callable[[int], None],
+        place: Callable[[bytes], tuple[int, int]],
     ) -> None:
         self._beneath = beneath
         self._tree = tree
         self._read_chunk = read_chunk
         self._progress = progress
+        self._place = place
         self._first_names: dict[tuple[int, int], bytes] = {}
 
     def run(self) -> int:
@@ -152,7 +160,13 @@ class Restoring:
         for path in folders:
             folder, name = split(path)
             os.mkdir(name, 0o700, dir_fd=self._beneath.folder(folder))
-        written = sum(self._file(path, self._tree[path]) for path in files)
+        # Which of an inode's names is the first does not depend on where content is stored; it is there before the others.
+        for path in [*files, *others]:
+            if (inode := self._tree[path].inode) is not None:
+                self._first_names.setdefault(inode, path)
+        links = [path for path in files if self._first_name(path) != path]
+        contents = sorted(set(files).difference(links), key=self._stored_at)
+        written = sum(self._file(path, self._tree[path]) for path in [*contents, *links])
         for path in others:
             self._other(path, self._tree[path])
         # What a folder holds sets its times, and its mode may forbid to change that: folders last, deepest first.
@@ -161,8 +175,12 @@ class Restoring:
                 set_metadata(self._beneath.folder(path), self._tree[path])
         return written
 
+    def _stored_at(self, path: bytes) -> tuple[int, int]:
+        digests = self._tree[path].digests
+        return self._place(digests[0]) if digests else (-1, 0)
+
     def _file(self, path: bytes, entry: Entry) -> int:
-        if self._linked(path, entry):
+        if self._linked(path):
             return 0
         fd = self._beneath.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -181,7 +199,7 @@ class Restoring:
         return written
 
     def _other(self, path: bytes, entry: Entry) -> None:
-        if self._linked(path, entry):
+        if self._linked(path):
             return
         folder, name = split(path)
         fd = self._beneath.folder(folder)
@@ -199,12 +217,16 @@ class Restoring:
             _set_xattr(self._beneath.by_proc(path), key, value)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self._beneath.folder(folder), follow_symlinks=False)
 
-    def _linked(self, path: bytes, entry: Entry) -> bool:
+    def _first_name(self, path: bytes) -> bytes:
+        """The name that this one is another name of; itself, if it is none."""
+        entry = self._tree[path]
+        first = self._first_names.get(entry.inode, path) if entry.inode is not None else path
+        return first if self._tree[first] == entry else path
+
+    def _linked(self, path: bytes) -> bool:
         """Made as another name of a file that was restored already; only if the two were captured alike."""
-        if entry.inode is None:
-            return False
-        first = self._first_names.setdefault(entry.inode, path)
-        if first == path or self._tree[first] != entry:
+        first = self._first_name(path)
+        if first == path:
             return False
         # A copy: looking up the second folder may close the first.
         from_fd = os.dup(self._beneath.folder(split(first)[0]))

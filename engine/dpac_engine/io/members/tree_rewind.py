@@ -123,7 +123,9 @@ class _Rewind:
                 entries.setdefault(path, tree_restore.IMPLIED_FOLDER)
         os.mkdir(name, 0o700, dir_fd=self._live.root_fd)
         with Beneath(b"/proc/self/fd/%d/%s" % (self._live.root_fd, name)) as staged:
-            self._tally.bytes_written = tree_restore.Restoring(staged, entries, then.read_chunk, self._progress).run()
+            self._tally.bytes_written = tree_restore.Restoring(
+                staged, entries, then.read_chunk, self._progress, then.chunk_place
+            ).run()
             tree_restore.sync_all(staged.root_fd)
 
     def _progress(self, length: int) -> None:
