@@ -19,7 +19,7 @@ from dpac_api.errors import Conflict, Corruption, Denied, DpacError, NotFound, T
 from dpac_api.models import DataState, GroupStatus, LegSpec, SlaState, TargetSpec
 from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
-from dpac_engine.control import journal_return
+from dpac_engine.control import group_state, journal_return
 from dpac_engine.control import shipper as shipper_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
@@ -907,6 +907,37 @@ def test_a_volume_that_is_away_does_not_hold_up_the_others(tmp_path: Path, monke
         assert (site.root / "more.raw").read_bytes()[4096:4100] == b"kept"
         await protected(again)
         assert "WritesSetAside" not in condition_types(again)
+
+    run(tmp_path, story)
+
+
+def test_that_the_journal_failed_is_on_record_before_the_file_gets_ahead_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of power may come between: the file then has what no journal tells, and targets must be seeded anew."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        content, seen = group.state.members[1].content, list[int]()
+        apply = Volume._apply_blocking
+
+        def looking(self: Volume, batch: Any) -> None:
+            stored = group_state.load(site.folder / "state.json")
+            assert stored is not None
+            seen.append(stored.members[1].content)
+            apply(self, batch)
+
+        with monkeypatch.context() as broken:
+            _break(broken, "sync")
+            broken.setattr(Volume, "_apply_blocking", looking)
+            write(group, 512, b"not durable" + bytes(501))
+            answers: list[OSError | None] = []
+            volume_of(group).flush(answers.append)
+            await until(lambda: answers)
+            assert volume_of(group).bypass
+        assert seen == [content + 1]
 
     run(tmp_path, story)
 

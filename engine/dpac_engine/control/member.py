@@ -296,7 +296,7 @@ class Member:
         except BaseException:
             volume.close()
             raise
-        volume.bypassing, volume.commits = self._bypassing, self._commits
+        volume.leaving, volume.bypassing, volume.commits = self._leaving, self._bypassing, self._commits
         self.memory.signature = None
         self.memory.content_began = True
         signature = volume.signature()
@@ -421,9 +421,14 @@ class Member:
         # Not the head: a loss of power may take the journal back to here, and what follows then is after the change.
         self.memory.content_lsns[self.memory.content] = self._spool.durable_lsn
 
-    def _bypassing(self) -> None:
-        # From here on the file is ahead of the journal: nothing of it may be replayed, and targets need a new seed.
+    def _leaving(self) -> None:
+        # On record before the file gets ahead of what is durable in the journal: after a loss of power in between, targets
+        # need a new seed too.
         self._content_changed()
+        self._remember()
+
+    def _bypassing(self) -> None:
+        # From here on nothing of the journal may be replayed: the file goes on without it.
         self.memory.void_incarnation = self._state.incarnation
         self._remember()
 

@@ -158,6 +158,8 @@ class Volume:
         self.synced_lsn = spool.head_lsn
         self.error: OSError | None = None
         self.bypass = False
+        self.leaving: Callable[[], None] = lambda: None
+        """Called before the file gets what is not durable in the journal, because the journal failed."""
         self.bypassing: Callable[[], None] = lambda: None
         """Called once the file has all that the journal held, before the first change that the journal will not have."""
         self.note: Callable[[Sequence[Change]], None] = lambda _: None
@@ -583,6 +585,7 @@ class Volume:
         """
         if self.bypass or self.error is not None:
             return
+        self.leaving()
         try:
             if self._writing is not None:
                 wait([self._writing])
