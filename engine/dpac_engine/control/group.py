@@ -524,7 +524,9 @@ class Group:
     async def _store(self) -> None:
         """Remember how far everything is, durably; then the spool may recycle what is needed no more."""
         head = self.spool.durable_lsn
-        self.state.scan_lsn = max(self.state.scan_lsn, min([head, *(m.applied_lsn for m in self.members.values())]))
+        scan_lsn = max(self.state.scan_lsn, min([head, *(m.applied_lsn for m in self.members.values())]))
+        await self.tracking.store()  # whoever stores the state from here on may store this LSN
+        self.state.scan_lsn = scan_lsn
         if self.state.scan_lsn >= self._opened_lsn:
             self.state.scan_incarnation = self.state.incarnation
         self.state.stamp = self.stamp()

@@ -300,7 +300,10 @@ class Member:
         self.memory.signature = None
         self.memory.content_began = True
         signature = volume.signature()
-        self.memory.attached = (signature.inode, signature.device)
+        if self.memory.attached != (signature.inode, signature.device):
+            # On record before the first acknowledged change: after a kill no other file may get it.
+            self.memory.attached = (signature.inode, signature.device)
+            self._remember()
         self._watch = FileWatch(path, volume)
         volume.note = partial(self._note, self.ordinal)
         self.volume = volume
