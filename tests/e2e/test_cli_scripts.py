@@ -221,7 +221,7 @@ def test_a_flipped_byte_is_found_named_and_never_served(site: LiveSite, part: st
         assert path.name in told.stdout
         assert f"{first} to " in told.stdout
         assert "from another target" in told.stderr
-        assert_never_served(site, ids["second"], expected(1, 2))
+        assert_never_served(site, ids["second"], expected(1, 2), read_anew=part == "data")
         with site.mounted("shop", "tag:first") as mount:
             assert contents(mount.members["disk"]) == expected(1)
         to = site.folder / f"restored-{part}.raw"
@@ -232,8 +232,11 @@ def test_a_flipped_byte_is_found_named_and_never_served(site: LiveSite, part: st
         assert contents(mount.members["disk"]) == expected(1, 2)
 
 
-def assert_never_served(site: LiveSite, selector: str, right: bytes) -> None:
-    """A mount of a damaged checkpoint is refused with status 20, or gives errors where bytes are damaged."""
+def assert_never_served(site: LiveSite, selector: str, right: bytes, read_anew: bool = True) -> None:
+    """A mount of a damaged checkpoint is refused with status 20, or gives errors where bytes are damaged.
+
+    Without `read_anew` what is damaged may be in the worker's memory as it was; then all that is served is right.
+    """
     done = site.dpac("mount", "shop", "--at", selector, "--json", status=None)
     if done.returncode != 0:
         assert done.returncode == 20, done.stderr
@@ -247,6 +250,9 @@ def assert_never_served(site: LiveSite, selector: str, right: bytes) -> None:
             data = block_or_error(client, offset, 65536)
             failed += data is None
             assert data in (None, right[offset : offset + 65536])
+    if not failed and not read_anew:
+        site.dpac("unmount", mount["id"])
+        return
     assert failed > 0
     assert "Input/output error" in qemu_io(mount["members"]["disk"], f"read 0 {SIZE}", status=None)
     site.dpac("unmount", mount["id"])

@@ -709,11 +709,11 @@ def _check_restored_tree(root: Path, said: Said) -> None:
 def _volume_restored(root: Path, say: Say) -> None:
     from dpac_engine.control import restore
 
-    restore.pieces = lambda _: [(0, b"v" * 9000)]  # type: ignore[assignment]
-    restore.stored_bytes = lambda _: 9000  # type: ignore[assignment]
+    restore.pieces = lambda *_: [(0, b"v" * 9000)]  # type: ignore[assignment]
+    restore.stored_bytes = lambda *_: 9000  # type: ignore[assignment]
     clock = SimpleNamespace(monotonic_ns=lambda: 0)
     it = restore.Restore.__new__(restore.Restore)
-    it._cast = SimpleNamespace(stage=SimpleNamespace(clock=clock), progress=lambda _: None)  # type: ignore[assignment]
+    it._cast = SimpleNamespace(stage=SimpleNamespace(clock=clock), progress=lambda *_: None)  # type: ignore[assignment]
     it._request = SimpleNamespace(member="disk", to=str(root / "disk.raw"))  # type: ignore[assignment]
     it._to, it._aside, it._kind, it._started_ns = root / "disk.raw", root / ".aside", "volume", 0
     it._mark = SimpleNamespace(id="ck-1-1")  # type: ignore[assignment]

@@ -51,7 +51,7 @@ PROOFS = {
     f"{_IO}.members.tree_index:TreeIndex.open:PRAGMA synchronous=FULL": "a directory's index",
     f"{_IO}.members.tree_restore:_publish:sync_folder": "a restored tree",
     f"{_IO}.members.tree_restore:_publish:os.fsync": "a tree restored in place",
-    f"{_IO}.members.tree_restore:_sync:syncfs": "a restored tree",
+    f"{_IO}.members.tree_restore:sync_all:syncfs": "a restored tree",
     f"{_IO}.members.volume:Volume.stop:os.fsync": "a detached volume",
     f"{_IO}.members.volume:Volume.flush:os.fdatasync": "a FLUSH without a journal",
     f"{_IO}.members.volume:Volume.sync:os.fdatasync": "changes in the volume",

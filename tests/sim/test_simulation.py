@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis.internal.conjecture.providers  # noqa: F401 - its plugin would import it within a greenlet
 import pytest
 
 from dpac_engine.control import compaction, shipper

@@ -245,6 +245,9 @@ class History:
                 )
             for ordinal, device in self.devices.items():
                 device.took_back(found, ordinal, self.acknowledged_lsn, head_lsn)
+        else:
+            # A journal that failed may end before what it was said to hold: the volumes' files have it.
+            self.flushed_lsn = min(self.flushed_lsn, head_lsn)
         self.acknowledged_lsn = self.recovered_lsn = head_lsn
         for name, target in self.targets.items():
             state = self._reader(target).state

@@ -226,6 +226,7 @@ class Mounts:
             if opened.task is not None:
                 opened.task.cancel()
                 await asyncio.gather(opened.task, return_exceptions=True)
+            await asyncio.gather(*(hydration.settled() for hydration in opened.hydrations))
             for volume in opened.volumes.values():
                 volume.close()
         await asyncio.to_thread(shutil.rmtree, folder)

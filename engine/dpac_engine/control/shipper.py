@@ -438,7 +438,7 @@ class Shipper:
     @property
     def awaits_mark(self) -> bool:
         """The next mark is to be shipped even if nothing changed."""
-        return self._writer is not None and self._unmarked()
+        return self._writer is not None and (self._unmarked() or self._spec_stored != self.group.spec_number)
 
     def _unmarked(self) -> bool:
         """A member is whole at the target, or would be with what is here now, but no checkpoint there holds it yet."""

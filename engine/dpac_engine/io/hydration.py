@@ -18,6 +18,7 @@ from dpac_engine.io.mounted_volume import BLOCK_BYTES, HYDRATED, MountedVolume
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 2**20
+SETTLE_SECONDS = 0.01
 SYNC_BYTES = 64 * 2**20
 """Made durable at least so often, so that a host that starts anew need not copy it again."""
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -62,6 +63,11 @@ class Hydration:
             self.volume.need_image_no_more()
         finally:
             self._thread.stop()
+
+    async def settled(self) -> None:
+        """Returns once a copy that was under way when `run` was cancelled has ended: until then it writes."""
+        while self._thread.busy:  # noqa: ASYNC110 - a thread of its own, not an event
+            await asyncio.sleep(SETTLE_SECONDS)
 
     async def _pass(self, failures: int) -> bool:
         """From the first extent to the last; False if something is left."""
