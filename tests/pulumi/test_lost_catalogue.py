@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pulumi.automation as auto
@@ -29,7 +30,13 @@ def test_up_refuses_while_it_is_lost_and_is_empty_once_it_is_rebuilt(
         shop.stack.refresh()
     assert "Traceback" not in str(refused.value)
     another_backend.dpac("catalogue", "rebuild", "--data", str(data))
-    shop.until(lambda: "phoenix" in another_backend.dpac("status"), "control has taken it up")
+
+    def taken_up() -> bool:
+        with suppress(AssertionError):  # until then it answers that the catalogue is lost
+            return "phoenix" in another_backend.dpac("status")
+        return False
+
+    shop.until(taken_up, "control has taken it up")
     assert shop.group().uid == uid
     shop.stack.up(expect_no_changes=True)
     shop.stack.refresh(expect_no_changes=True)
