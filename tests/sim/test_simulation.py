@@ -27,7 +27,7 @@ from tests.simulation import host, stage
 from tests.simulation.history import History, play
 
 ROOT = Path(__file__).parents[2]
-BUDGET_SECONDS = 45.0
+HISTORIES = 200
 SOAK_SECONDS = float(os.environ.get("DPAC_SIM_SECONDS", "3600"))
 SEED = int(os.environ.get("DPAC_SIM_SEED", "0"))
 ONCE_FAILED = [
@@ -56,9 +56,10 @@ def test_a_history_that_once_failed(defects: stage.Defects, seed: int) -> None:
     play(seed, defects)
 
 
-def test_fresh_histories_keep_every_promise(defects: stage.Defects, seed: int) -> None:
-    """As many as the budget allows, from seeds that nobody has tried."""
-    assert _campaign(seed, BUDGET_SECONDS, defects) > 20
+def test_histories_keep_every_promise(defects: stage.Defects) -> None:
+    """The same ones on every machine; seeds that nobody has tried are for the soak."""
+    for number in range(HISTORIES):
+        play(number, defects)
 
 
 def test_damage_to_the_spool_is_never_taken_for_what_was_written(defects: stage.Defects, seed: int) -> None:

@@ -459,7 +459,7 @@ class History:
                 epoch=2, epochs=[*state.last.epochs, (2, self.group.spool.head_lsn)], cursor=state.cursor, members=state.members,
                 membership_version=state.last.membership_version, spec=state.last.spec, log_from=state.last.log_from,
             )  # fmt: skip
-            self.fenced.setdefault(name, taken.last.seq)
+            self.fenced[name] = taken.last.seq  # it may come back and write more
             self.world.note(f"another primary has {name}")
 
     def _arm(self) -> None:
