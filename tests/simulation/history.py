@@ -455,6 +455,8 @@ class History:
         writer = RepositoryWriter(self.targets[name].content, UID, KEY_ID, b"wrapped", lambda _: KEY, world.Clock())
         state = writer.open()
         if state is not None and self.chance.random() < 0.3:
+            if name in self.fenced:
+                self._check_fence(name, writer.reader)  # it comes back: nothing of the old primary's may lie between
             taken = writer.commit(
                 epoch=2, epochs=[*state.last.epochs, (2, self.group.spool.head_lsn)], cursor=state.cursor, members=state.members,
                 membership_version=state.last.membership_version, spec=state.last.spec, log_from=state.last.log_from,
