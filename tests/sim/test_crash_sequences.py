@@ -83,8 +83,12 @@ async def _crash_after(root: Path, disk: Disk, names: Iterable[str], end: str, s
     for number, name in enumerate(names):
         await OPERATIONS[name](rig, number)
     rig.crash(power=power)
+    await rig.durable()
     for _ in range(len(rig.volume._pending) + 1):  # what the next life brings to the file is right too
         await rig.volume._apply_batch()
+    await (
+        rig.remember()
+    )  # from here on the file alone tells it: the journal hides what is wrong there until it is let go
     rig.crash(power=False)
     rig.end()
     rig.executor.shutdown()

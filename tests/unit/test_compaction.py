@@ -81,7 +81,7 @@ class Copy:
         )
 
     def write(self, data: bytes, *, tag: str = "", later: int = HOUR) -> None:
-        """One change, one checkpoint, one segment."""
+        """One write, a trim of what an older one wrote, one checkpoint, one segment."""
         self.clock.now += later
         self.sequence += 1
         begin, rows = self.lsn, SegmentWriter()
@@ -89,6 +89,9 @@ class Copy:
             rows.add(Kind.RESIZE, 0, 1, 0, self.clock.now, 0, 1024, b"")
         rows.add(Kind.WRITE, 0, 1, begin + 64, self.clock.now, self.sequence * 8 % 512, len(data), data)
         self.device[self.sequence * 8 % 512 : self.sequence * 8 % 512 + len(data)] = data
+        trimmed = (self.sequence - 2) * 8 % 512
+        rows.add(Kind.TRIM, 0, 1, begin + 512, self.clock.now, trimmed, 4, b"")
+        self.device[trimmed : trimmed + 4] = bytes(4)
         body = MarkBody(self.sequence, 1, {"1": CutBody("exact")}, tags=[tag] if tag else [])
         mark = Mark(1, begin + 1024, self.clock.now, body)
         rows.add(Kind.MARK, 0, 0, mark.lsn, mark.stamp_ns, 0, 0, body.encode())

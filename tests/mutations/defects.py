@@ -1,0 +1,98 @@
+"""The defects that a test must see, each as one changed line of the engine.
+
+A line that is rewritten fails `test_defects_are_seen.py` loudly: then say here how its promise is broken now.
+"""
+
+from __future__ import annotations
+
+from tests.mutations.mutant import Mutation
+
+SEQUENCES = "tests/sim/test_crash_sequences.py::test_after_any_short_sequence_a_crash_loses_nothing_that_was_promised"
+ORACLE = "tests/e2e/test_oracle.py::test_every_checkpoint_mounted_is_a_moment_that_was"
+
+SEEN_SOON = {
+    "a cut of each volume for itself": Mutation(
+        "core/image.py",
+        "return VolumeImage(self.segments, ordinal, self.lsn)",
+        "return VolumeImage(self.segments, ordinal, self.lsn - 512 * ordinal)",
+        ["tests/sim/test_simulation.py::test_a_history_that_once_failed"],
+    ),
+    "a spool that is not synced": Mutation(
+        "io/spool.py",
+        "os.fdatasync(self._files[index].fd)",
+        "index",
+        [f"{SEQUENCES}[1]"],
+    ),
+    "a FUA that is ignored": Mutation(
+        "io/nbd/requests.py",
+        "late = self.durable_acks or flags & nbd.CMD_FLAG_FUA",
+        "late = self.durable_acks",
+        ["tests/unit/test_nbd_server.py::test_a_unix_client_is_acknowledged_before_durability"],
+    ),
+    "a bitmap that is cleared before its blocks are at the target": Mutation(
+        "control/tracking.py",
+        'are at the target."""\n        self._noting.discard(leg)',
+        'are at the target."""\n        self._noting.discard(leg)\n'
+        "        self._bitmaps[leg] = {n: DirtyBitmap(old.size_bytes) for n, old in self._bitmaps[leg].items()}",
+        ["tests/unit/test_tracking.py::test_after_a_long_absence_only_what_changed_is_sent"],
+    ),
+    "a checksum of records that nobody looks at": Mutation(
+        "core/records.py",
+        'if (bad := np.flatnonzero(headers["checksum"] != np.array(sums, np.uint64))).size:',
+        'if (bad := np.flatnonzero(headers["checksum"] != headers["checksum"])).size:',
+        ["tests/unit/test_spool.py::test_a_flipped_bit_in_a_record_is_found_by_reading"],
+    ),
+    "a fold that loses a write": Mutation(
+        "core/extents.py",
+        "narrow = np.flatnonzero(~wide)",
+        "narrow = np.flatnonzero(~wide)[1:]",
+        ["tests/unit/test_extents.py"],
+    ),
+    "a merge that loses a trim": Mutation(
+        "core/merge.py",
+        "_DEVICE = (Kind.WRITE, Kind.FILL, Kind.ZERO, Kind.TRIM)",
+        "_DEVICE = (Kind.WRITE, Kind.FILL, Kind.ZERO)",
+        ["tests/unit/test_compaction.py"],
+    ),
+    "a TRIM that is not recorded": Mutation(
+        "io/members/volume.py",
+        "if length <= RECORD_BYTES_MAX or data is None:",
+        "if kind == ChangeKind.TRIM:\n                continue\n            if length <= RECORD_BYTES_MAX or data is None:",
+        [f"{SEQUENCES}[2]"],
+    ),
+    "a write-behind that lets an older write win": Mutation(
+        "io/members/volume.py",
+        "for _, kind, offset, length, position, _ in batch:",
+        "for _, kind, offset, length, position, _ in reversed(batch):",
+        [f"{SEQUENCES}[2]"],
+    ),
+    "a gap that is not shown": Mutation(
+        "core/manifest.py",
+        "begin <= lsn and (end is None or lsn < end)",
+        "begin <= lsn",
+        [
+            "tests/unit/test_manifest.py",
+            "tests/unit/test_group.py::test_a_leg_that_the_spool_cannot_wait_for_is_seeded_anew",
+        ],
+    ),
+    "a sync leg whose FLUSH waits for one disk": Mutation(
+        "control/gate.py",
+        "return all(not pledge.gating or pledge.confirmed_lsn >= lsn for pledge in self._pledges.values())",
+        "return True",
+        ["tests/unit/test_sync_leg.py::test_a_flush_is_answered_when_the_target_has_it_and_latest_there_includes_it"],
+    ),
+}
+"""Seen within seconds, by tests that start no process."""
+
+SEEN_BY_ORACLES = {
+    "a cut of each volume for itself": Mutation(
+        "core/image.py",
+        "return VolumeImage(self.segments, ordinal, self.lsn)",
+        "return VolumeImage(self.segments, ordinal, self.lsn + 16384 * ordinal)",
+        [ORACLE],
+    ),
+    "a fold that loses a write": Mutation(
+        "core/extents.py", "narrow = np.flatnonzero(~wide)", "narrow = np.flatnonzero(~wide)[1:]", [ORACLE]
+    ),
+}
+"""Seen by the tests that hold every checkpoint of a live site against a record kept outside of it."""
