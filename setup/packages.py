@@ -25,6 +25,7 @@ DEBIAN_PACKAGE = {
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
     "nbdfuse": "libnbd-bin",
+    "nbdsh": "python3-libnbd",
     "fio": "fio",
     "fusermount3": "fuse3",
     "losetup": "mount",

@@ -10,6 +10,8 @@ from tests.mutations.mutant import Mutation
 SEQUENCES = "tests/sim/test_crash_sequences.py::test_after_any_short_sequence_a_crash_loses_nothing_that_was_promised"
 ORACLE = "tests/e2e/test_oracle.py::test_every_checkpoint_mounted_is_a_moment_that_was"
 
+SQLITE_ORACLE = "tests/e2e/test_sqlite_oracle.py::test_every_checkpoint_of_a_sqlite_application_is_what_its_cut_says"
+
 SEEN_SOON = {
     "a cut of each volume for itself": Mutation(
         "core/image.py",
@@ -93,6 +95,21 @@ SEEN_BY_ORACLES = {
     ),
     "a fold that loses a write": Mutation(
         "core/extents.py", "narrow = np.flatnonzero(~wide)", "narrow = np.flatnonzero(~wide)[1:]", [ORACLE]
+    ),
+    "a scan that promises its end instead of its beginning": Mutation(
+        "io/members/capture.py",
+        "self.index.scanned_ns = started_ns",
+        "self.index.scanned_ns = self._clock.now_ns()",
+        [SQLITE_ORACLE],
+    ),
+    "a barrier that captures nothing": Mutation(
+        "io/members/directory.py",
+        "            await self._capture_locked(None)\n            exact = ",
+        "            await self._capture_locked([])\n            exact = ",
+        [SQLITE_ORACLE],
+    ),
+    "a database copied without its log": Mutation(
+        "io/blueprints/sqlite.py", "self._back_up(source, scratch)", "shutil.copyfile(source, scratch)", [SQLITE_ORACLE]
     ),
 }
 """Seen by the tests that hold every checkpoint of a live site against a record kept outside of it."""

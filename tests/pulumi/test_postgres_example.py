@@ -219,6 +219,28 @@ def test_volumes_of_two_moments_are_found_out(bank: Bank, data: str, wal: str) -
     assert any(sign in said for sign in ("are missing", "PANIC:", "FATAL:", "pg_amcheck ended")), said
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("number", range(20))
+def test_many_checkpoints_under_load_recover_to_exactly_their_moments(bank: Bank, seed: int, number: int) -> None:
+    """The oracle of a database whose data and WAL lie on two volumes: ten more moments, of which others take each seed."""
+    chance = random.Random(seed + number)
+    tags = [f"seed-{number}-{moment}" for moment in range(10)]
+    with bank.loaded() as load:
+        with bank.checkpointing():
+            bank.take_marks(tags[:5], chance)
+        bank.take_marks(tags[5:], chance)
+        after = bank.receipts() + 50
+        until(lambda: bank.receipts() >= after, "transactions go on after the last checkpoint")
+    assert load.returncode == 0
+    with bank.backend.client() as client:
+        until(lambda: all(client.checkpoints("postgres", tag=tag).items for tag in tags), "all marks are listed")
+    for tag in tags:
+        said = bank.recover(tag, tag, status=0)
+        assert "every row indexed" in said
+        assert "whole, nothing missing" in said
+
+
 def test_recoveries_leave_the_live_bank_alone(bank: Bank, stack: Stack) -> None:
     """It has all its receipts, and the program declares what is there."""
     assert int(bank.server.sql("SELECT count(*) FROM receipts")) >= bank.receipts()

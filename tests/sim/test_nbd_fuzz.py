@@ -18,6 +18,7 @@ import random
 import resource
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -118,11 +119,17 @@ def _upset(serving: Serving, victim: MemoryExport, chance: random.Random) -> Non
     serving.call(chance.choice([victim.congest, victim.relieve, victim.relieve]))
 
 
+def _descriptors() -> int:
+    """How many files, sockets and pipes this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
 def _attack(folder: Path, seed: int, seconds: float) -> None:
     chance = random.Random(seed)
     victim, neighbour = MemoryExport(SIZE), MemoryExport(SIZE)
     with Serving(MemoryExports(victim=victim, neighbour=neighbour), folder) as serving, Client(serving.path) as good:
         good.enter("neighbour")
+        descriptors = _descriptors()
         adversary = Adversary(serving, chance)
         rounds, deadline = 0, time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -136,17 +143,19 @@ def _attack(folder: Path, seed: int, seconds: float) -> None:
             assert good.reply().data == data
             rounds += 1
             if rounds == 10:
-                resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                resident, threads = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, threading.active_count()
         victim.submit_error = victim.read_error = victim.flush_error = None
         serving.call(victim.relieve)
         until(lambda: not victim.clients, "every attacker is gone")
         until(lambda: len(serving.server._connections) == 1, "only the good client is left")
+        until(lambda: _descriptors() <= descriptors + 8, "what the attackers had open is closed")
+        assert rounds < 10 or threading.active_count() <= threads + 8, f"{threading.active_count()} threads"
         gc.collect()
         alive = [thing for thing in gc.get_objects() if isinstance(thing, NbdConnection)]
         assert len(alive) <= 3, f"{len(alive)} connections are still in memory"
         grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident if rounds > 10 else 0
         assert grown_kib < 200 * KIB, f"memory grew by {grown_kib} KiB in {rounds} rounds"
-        print(f"{rounds * 10} attacks")
+        print(f"{rounds * 10} attacks, memory grew by {grown_kib} KiB, {_descriptors()} descriptors")
         assert rounds > 3
 
 
