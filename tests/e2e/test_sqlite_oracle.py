@@ -110,7 +110,7 @@ def test_every_checkpoint_of_a_sqlite_application_is_what_its_cut_says(site: Liv
         begin = site.wait_for_checkpoint("oracle").id
 
         def enough() -> bool:
-            return len(judged) >= 12 and len(scans) >= 2 and len(set(barriers) & judged) >= 2
+            return len(judged) >= 8 and len(scans) >= 2 and len(set(barriers) & judged) >= 2
 
         deadline = time.monotonic() + 240
         while not enough():
