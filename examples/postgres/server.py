@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 DATABASE = "bank"
+STOP_SECONDS_MAX = 120
 _DEBIAN_PROGRAMS = "/usr/lib/postgresql"
+_SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES_MAX = 107
 _BARE = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
 _SETTINGS = {"listen_addresses": "", "shared_buffers": "16MB", "max_wal_size": "16MB", "min_wal_size": "8MB"}
@@ -29,7 +34,7 @@ class Server:
     def __init__(self, data: Path, wal: Path, run: Path, user: str) -> None:
         self.socket_folder = run
         self.log = run / "server.log"
-        self._data = data / "cluster"
+        self._data = data.resolve() / "cluster"  # as the kernel names it
         self._wal = wal / "wal"
         self._user = _account(user)
 
@@ -60,13 +65,14 @@ class Server:
         link = self._data / "pg_wal"
         link.unlink()
         link.symlink_to(self._wal)
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        self._remove_stale_locks()
         self.log.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start, unless it runs, and return when it has recovered and takes connections."""
         if self.running:
             return
+        self._remove_stale_locks()
         self._make_socket_folder()
         settings = {**_SETTINGS, "unix_socket_directories": str(self.socket_folder)}
         options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
@@ -78,28 +84,50 @@ class Server:
         return [line for line in lines if any(word in line for word in words)]
 
     def stop(self) -> None:
-        """Stop in good order, if it runs."""
-        if not self.running:
+        """Stop in good order, if it runs; returns when it has ended."""
+        process = self._process()
+        if process is None:
             return
         try:
-            self._run("pg_ctl", "stop", "--wait", "--mode=fast", f"--pgdata={self._data}")
-        except ServerError:
-            if self.running:  # one that lost its disks ends by itself, and leaves its lock behind
-                raise
+            ended = os.pidfd_open(process)
+        except ProcessLookupError:
+            return
+        try:
+            # Not by pg_ctl, which looks into the data folder: the disk below it may be gone.
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(ended, signal.SIGINT)
+            if not select.select([ended], [], [], STOP_SECONDS_MAX)[0]:
+                raise ServerError(f"The server (process {process}) does not end; {self.log} says why.")
+        finally:
+            os.close(ended)
 
     @property
     def running(self) -> bool:
         """Whether a server serves this cluster."""
+        return self._process() is not None
+
+    def _process(self) -> int | None:
+        """The server's process by the lock of its socket, which lies on no protected disk; None if that process is not the cluster's.
+
+        One that has ended, but that nobody has waited for yet, works in no folder.
+        """
         try:
-            if not (self._data / "postmaster.pid").exists():
-                return False
-            self._run("pg_ctl", "status", f"--pgdata={self._data}")
-        except (OSError, ServerError):  # OSError: its disk is gone
-            return False
-        return True
+            process = int(self._socket_lock.read_text().split()[0])
+            return process if os.readlink(f"/proc/{process}/cwd") == str(self._data) else None
+        except (OSError, ValueError, IndexError):
+            return None
+
+    @property
+    def _socket_lock(self) -> Path:
+        return self.socket_folder / f"{_SOCKET}.lock"
+
+    def _remove_stale_locks(self) -> None:
+        """What a server that has ended left: its number may be another process's by now, and PostgreSQL would not start."""
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        self._socket_lock.unlink(missing_ok=True)
 
     def _make_socket_folder(self) -> None:
-        length = len(os.fsencode(self.socket_folder / ".s.PGSQL.5432"))
+        length = len(os.fsencode(self.socket_folder / _SOCKET))
         if length > _SOCKET_PATH_BYTES_MAX:
             raise ServerError(f"{self.socket_folder} is too long a path for a socket; choose a shorter folder.")
         self.socket_folder.mkdir(mode=0o700, exist_ok=True)
