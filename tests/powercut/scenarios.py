@@ -208,6 +208,18 @@ def _flushed_without_journal(root: Path, say: Say) -> None:
     asyncio.run(story())
 
 
+def _journal_back(root: Path, say: Say) -> None:
+    async def story() -> None:
+        rig = _Rig(root)
+        rig.volume.write_through_from_now()
+        rig.write(6, b"f")
+        rig.volume.journalled_again()
+        await rig.flush()
+        say(blocks={6: "f"})
+
+    asyncio.run(story())
+
+
 def _detached(root: Path, say: Say) -> None:
     async def story() -> None:
         rig = _Rig(root)
@@ -220,7 +232,7 @@ def _detached(root: Path, say: Say) -> None:
 
 
 def _check_volume(root: Path, said: Said) -> None:
-    from dpac_engine.io.members.volume import signature_of
+    from dpac_engine.io.members.volume_file import signature_of
 
     path = root / "volumes" / "disk.raw"
     content = path.read_bytes()
@@ -823,6 +835,7 @@ SCENARIOS = {
     "a volume just made": Scenario((_volumes_folder, _volume_just_made, _applied_changes), _check_volume),
     "a journal that failed": Scenario((_volumes_folder, _journal_lost), _check_volume),
     "a FLUSH without a journal": Scenario((_volumes_folder, _flushed_without_journal), _check_volume),
+    "what went past a journal that works again": Scenario((_volumes_folder, _journal_back), _check_volume),
     "changes set aside": Scenario((_set_aside,), _check_aside),
     "changes taken back": Scenario((_volumes_folder, _taken_back), _check_taken_back),
     "a detached volume": Scenario((_volumes_folder, _detached), _check_volume),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -31,6 +32,7 @@ from dpac_api.quantities import Duration, Size
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
+from dpac_engine.control.shipper import Shipper
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.io.members.volume import Volume
 from dpac_engine.io.nbd.export import Change, ChangeKind
@@ -44,6 +46,8 @@ KEY, KEY_ID, UID, SHARD = bytes(32), "7" * 32, "1" * 32, "6" * 32
 FOLDER = "/host/group"
 SPOOL_BYTES = 12 * stage.SPOOL_FILE_BYTES
 SPOOL_SLACK_FILES = 4
+LOOK_NS = 3 * 10**9
+"""What was written since so long may lie above the spool's quota: upkeep looks every second, and then syncs and stores."""
 SETTLE_SECONDS = 900.0
 MARKS_CHECKED = 12
 TOLD = 40
@@ -89,6 +93,7 @@ class History:
         self.cut = self.direct = False
         """Since the last whole start: the host lost power; the process ended while the journal was broken."""
         self._append_failed = False
+        self._heads: deque[tuple[int, int]] = deque()
         self._defects = defects
         self._steps = steps
         self._failed: list[str] = []
@@ -208,10 +213,12 @@ class History:
         if group is None or not hasattr(group, "spool"):
             return False
         volumes = [member.volume for member in group.members.values() if member.volume is not None]
-        return bool(group.journal_error) or self._append_failed or any(volume.bypass for volume in volumes)
+        broken = bool(group.journal_error) or group.spool._error is not None or self._append_failed
+        return broken or any(volume.bypass for volume in volumes)
 
     async def _life(self, last: bool) -> None:
         self._append_failed = False
+        self._heads.clear()
         self.group = group = ProbedGroup(self._assignment(), self._deps(), self._recovered)
         await group.start()
         await self._until(lambda: all(member.attached for member in group.members.values()), "members are attached")
@@ -269,7 +276,13 @@ class History:
         self.acknowledged_lsn = self.group.spool.head_lsn
 
     def _watch(self) -> None:
-        stored, limit = self.group.spool.stored_bytes, SPOOL_BYTES + SPOOL_SLACK_FILES * stage.SPOOL_FILE_BYTES
+        now_ns, heads = self.world.now_ns, self._heads
+        heads.append((now_ns, self.group.spool.head_lsn))
+        while len(heads) > 1 and heads[1][0] <= now_ns - LOOK_NS:
+            heads.popleft()
+        written = heads[-1][1] - heads[0][1]
+        stored = self.group.spool.stored_bytes
+        limit = SPOOL_BYTES + SPOOL_SLACK_FILES * stage.SPOOL_FILE_BYTES + written
         if stored > limit:
             raise Wrong(f"the spool has {stored} bytes, more than {limit}")
         if self._failed or self._defects.found:
@@ -481,15 +494,11 @@ class History:
 
         def is_whole() -> bool:
             nonlocal mark
-            if group.journal_error:
-                mark = None  # an error of before came to light; what was written meanwhile is in no log
-            elif mark is None and all(
-                leg.data_state == DataState.CONTINUOUS
-                and leg.error is None
-                and all(leg.members[ordinal].is_ready for ordinal in self.members.values())
-                for leg in counted
-            ):
-                mark = group.mark(tags=("end",))
+            if group.journal_error or not all(self._has_all(leg) for leg in counted):
+                # An error of before came to light, and what was written meanwhile is in no log; or the spool could not wait.
+                mark = None
+                return False
+            mark = mark or group.mark(tags=("end",))
             if mark is None:
                 return False
             for leg in counted:
@@ -503,6 +512,11 @@ class History:
         for name in self.fenced:
             if name in group.legs:
                 await self._until(lambda name=name: group.legs[name].fenced, f"{name} is fenced")  # type: ignore[misc]
+
+    def _has_all(self, leg: Shipper) -> bool:
+        members = leg.members
+        whole = all(members[ordinal].is_ready for ordinal in self.members.values())
+        return whole and leg.data_state == DataState.CONTINUOUS and leg.error is None
 
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = self.world.now_ns + int(SETTLE_SECONDS * 1e9)

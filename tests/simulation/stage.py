@@ -16,7 +16,7 @@ from unittest import mock
 from dpac_engine.control import compaction, group, member, seeding, shipper, tracking
 from dpac_engine.core import bitmap, retention
 from dpac_engine.io import daemon_thread, files, repository, spool
-from dpac_engine.io.members import overlay, volume
+from dpac_engine.io.members import overlay, volume, volume_file
 from tests.simulation import host, world
 
 SPOOL_FILE_BYTES = 64 * 1024
@@ -49,11 +49,11 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
     files: {"os": _OS, "open": host.OpenedFile},
     volume: {
         "os": _OS,
-        "fcntl": _FCNTL,
         "wait": world.wait_for,
         "punch_hole": lambda *args: host.current().punch_hole(*args),
         "data_ranges": lambda *args: host.current().data_ranges(*args),
     },
+    volume_file: {"os": _OS, "fcntl": _FCNTL},
     member: {"os": _OS, "Path": host.HostPath},
     group: {"threading": _THREADS, "shutil": _OS},
     tracking: {"shutil": _OS},

@@ -628,6 +628,92 @@ def test_a_volume_changed_while_detached_is_noticed_and_seeded_anew(tmp_path: Pa
     run(tmp_path, story)
 
 
+def test_a_member_that_changed_unseen_and_left_is_in_no_checkpoint_since(tmp_path: Path) -> None:
+    """Its target was away from before the change until after it had left, and its log goes on as if nothing had been."""
+
+    async def story(site: Site) -> None:
+        members = {
+            name: {"kind": "volume", "path": str(site.root / f"{name}.raw"), "size": "4MiB"}
+            for name in ("disk", "logs")
+        }
+        group = site.group(spec={"members": members})
+        await group.start()
+        await protected(group)
+        await shipped(group, tag="before")
+        await group.stop()
+        site.groups.clear()
+        with (site.root / "logs.raw").open("r+b") as file:
+            file.write(b"unseen")
+        site.targets["copies"].away = True
+        again = site.group()
+        await again.start()
+        assert again.mark(tags=("both",)) is not None
+        await again.apply(site.assignment(spec={"members": {"disk": members["disk"]}}, generation=2))
+        await again.stop()  # and its host forgets nothing either
+        site.groups.clear()
+        site.targets["copies"].away = False
+        third = site.group()
+        await third.start()
+        await protected(third)
+        await shipped(third, tag="after")
+        reader = site.reader()
+        before, after = reader.resolve("tag:before"), reader.resolve("tag:after")
+        assert (set(reader.members_at(before)), set(reader.members_at(after))) == ({1, 2}, {1})
+        assert not any(2 in reader.members_at(mark) for mark in reader.marks() if mark.lsn >= again.opened_lsn)
+
+    run(tmp_path, story)
+
+
+def test_checkpoints_are_listed_though_every_first_member_left_before_it_was_whole(tmp_path: Path) -> None:
+    """Who never came whole at a target holds up nobody: the members that joined later are recoverable."""
+
+    async def story(site: Site) -> None:
+        site.disk.mkdir()  # no volume can be attached there
+        group = site.group()
+        await group.start()
+        await until(lambda: group.legs["copies"].repository is not None)
+        members = {
+            name: {"kind": "volume", "path": str(site.root / f"{name}.raw"), "size": "4MiB"}
+            for name in ("gone", "logs")
+        }
+        both = site.assignment(spec={"members": members}, generation=2)
+        only = both.model_copy(
+            update={
+                "spec": both.spec.model_copy(update={"members": {"logs": both.spec.members["logs"]}}),
+                "members": {"logs": both.members["logs"]},
+            }
+        )
+        await group.apply(only)
+        await protected(group)
+        mark = await shipped(group, tag="listed")
+        assert site.reader().resolve("latest").lsn >= mark.lsn
+
+    run(tmp_path, story)
+
+
+def test_a_volume_grows_though_the_journal_fails_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The declaration is taken: a full disk of the journal is the group's trouble."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        members = {"disk": {"kind": "volume", "path": str(site.disk), "size": "8MiB"}}
+        with monkeypatch.context() as broken:
+            broken.setattr(spool_module, "write_all", _full)
+            await group.apply(site.assignment(spec={"members": members}, generation=2))
+            assert group.journal_error
+            assert volume_of(group).size_bytes == 2 * DISK_BYTES
+        await until(lambda: not group.journal_error)
+        await protected(group)
+        await shipped(group, tag="grown")
+        assert len(site.disk_at(at="tag:grown")) == 2 * DISK_BYTES
+
+    run(tmp_path, story)
+
+
 def test_a_primary_that_was_overtaken_stops(tmp_path: Path) -> None:
     """Another writer's manifest stalls the leg, and it stays so: it never writes over the other's history."""
 
@@ -940,6 +1026,10 @@ def test_that_the_journal_failed_is_on_record_before_the_file_gets_ahead_of_it(
         assert seen == [content + 1]
 
     run(tmp_path, story)
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _break(patches: pytest.MonkeyPatch, failure: str) -> None:

@@ -10,7 +10,8 @@ import asyncio
 from pathlib import Path
 from typing import Literal
 
-from dpac_engine.io.members.volume import Signature, Volume, signature_of
+from dpac_engine.io.members.volume import Volume
+from dpac_engine.io.members.volume_file import Signature, signature_of
 
 Whereabouts = Literal["", "missing", "replaced"]
 

@@ -25,7 +25,7 @@ from dpac_engine.control.group_state import GroupState, LegMemory
 from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.member import DirectoryFactory, Member
 from dpac_engine.control.rewind import Rewinds
-from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper
+from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper, UnseenChanges
 from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.control.tracking import Tracking
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome
@@ -167,6 +167,10 @@ class Group:
     def member_infos(self) -> Mapping[int, MemberInfo]:
         """Ordinal -> member."""
         return {ordinal: member.info() for ordinal, member in self.members.items()}
+
+    def unseen_changes(self) -> Mapping[int, UnseenChanges]:
+        """See `shipper.GroupView.unseen_changes`."""
+        return {at: UnseenChanges(memory.content, memory.content_lsns) for at, memory in self.state.members.items()}
 
     def oldest_change_ns(self, since_lsn: int) -> int | None:
         """See `shipper.GroupView.oldest_change_ns`."""
@@ -313,7 +317,8 @@ class Group:
         kept = {identity.ordinal for identity in self.assignment.members.values()}
         for ordinal in [ordinal for ordinal in self.members if ordinal not in kept]:
             await self.members.pop(ordinal).detach()
-            self.state.members.pop(ordinal, None)
+            if not self.state.members[ordinal].content:
+                del self.state.members[ordinal]  # else a target may not know yet that its content changed unseen
 
     def _set_legs(self) -> None:
         for name, spec in self.assignment.spec.replication.items():

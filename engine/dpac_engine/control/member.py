@@ -25,7 +25,8 @@ from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import sync_folder
 from dpac_engine.io.members.tally import Tally
-from dpac_engine.io.members.volume import Commits, Signature, Volume, signature_of
+from dpac_engine.io.members.volume import Commits, Volume
+from dpac_engine.io.members.volume_file import Signature, signature_of
 from dpac_engine.io.nbd.export import Change
 from dpac_engine.io.open_files import writers_below
 from dpac_engine.io.spool import Entry, Spool
@@ -196,7 +197,7 @@ class Member:
         self.name, self.spec = name, spec
         size_bytes = spec.size.bytes if isinstance(spec, VolumeSpec) and spec.size is not None else 0
         if self.volume is not None and size_bytes > self.volume.size_bytes:
-            self.volume.resize(size_bytes)
+            self.volume.grow(size_bytes)
 
     async def reserve(self, holder: str, *, force: bool) -> None:
         """Keep everybody else from a volume until `let_go`; see that a directory is captured as it is now.
@@ -544,7 +545,6 @@ class Member:
             memory.start_lsn if memory.kind == "directory" else None,
             memory.seeded_lsn,
             self.volume if self.volume is not None and not self.volume.bypass else directory,
-            memory.content_lsns,
         )
 
     def status(self, seeded: bool) -> MemberStatus:

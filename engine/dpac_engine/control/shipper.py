@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypedDict
 
 import msgspec
@@ -57,7 +56,14 @@ class MemberInfo(NamedTuple):
     """... once the log before this LSN is there; None: not yet."""
     source: SeedSource | None
     """None while it is not attached."""
-    content_lsns: Mapping[int, int] = MappingProxyType({})
+
+
+class UnseenChanges(NamedTuple):
+    """What no log tells of a member."""
+
+    content: int
+    """How often its content changed so."""
+    content_lsns: Mapping[int, int]
     """What `content` rose to -> where: the log before it does not tell what is after it."""
 
 
@@ -101,6 +107,9 @@ class GroupView(Protocol):
 
     def member_infos(self) -> Mapping[int, MemberInfo]:
         """Ordinal -> member."""
+
+    def unseen_changes(self) -> Mapping[int, UnseenChanges]:
+        """Ordinal -> what the log does not tell of a member, also of one that has left."""
 
     def oldest_change_ns(self, since_lsn: int) -> int | None:
         """Stamp of the oldest change at or after an LSN; None if there are only marks."""
@@ -617,11 +626,12 @@ class Shipper:
         for ordinal, info in infos.items():
             if ordinal not in members:
                 members[ordinal] = MemberState(info.uid, info.kind, info.name, info.content, founding=state is None)
-            elif members[ordinal].is_ready and members[ordinal].content != info.content:
-                # What changed unseen is not in the log: no checkpoint from there on holds it until it is seeded anew.
-                # It may have done so more than once: the first time counts that the target was not told of.
-                content = members[ordinal].content
-                members[ordinal] = members[ordinal].reseeding(info.content_lsns.get(content + 1, 0), content)
+        for ordinal, unseen in self.group.unseen_changes().items():
+            known = members.get(ordinal)
+            if known is not None and known.is_ready and known.content != unseen.content:
+                # What changed unseen is not in the log: no checkpoint from there on holds it until it is seeded anew, nor ever
+                # if it left meanwhile. It may have done so more than once: the first time counts that the target was not told of.
+                members[ordinal] = known.reseeding(unseen.content_lsns.get(known.content + 1, 0), known.content)
         return members
 
     def _by_log(self, member: MemberState, info: MemberInfo) -> bool:

@@ -332,10 +332,14 @@ class RepositoryReader:
         """Segments that may hold recoverable checkpoints, oldest first; their `marks` say which."""
         if self.state is None:
             return []
-        founding = [member.ready for member in self.state.members.values() if member.founding]
-        if not founding or not all(founding):
+        members = self.state.members.values()
+        founding = [member.ready for member in members if member.founding]
+        if not all(founding):
             return []
-        start = max(ready[0][0] for ready in founding)
+        begins = [ready[0][0] for ready in founding]  # none if every one left before it was whole
+        start = (
+            max(begins) if begins else min((member.ready[0][0] for member in members if member.ready), default=1 << 63)
+        )
         return [ref for ref in self.refs() if ref.marks and ref.lsn_to > start]
 
     def exact_marks(self, ref: SegmentRef) -> list[Mark]:

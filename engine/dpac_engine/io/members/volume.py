@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +15,12 @@ from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dpac_api.errors import Conflict, Invalid, NotFound
+from dpac_api.errors import Invalid
 from dpac_engine.core.records import HEADER_BYTES, Header, Kind
-from dpac_engine.io.files import sync_name, write_all
+from dpac_engine.io.files import write_all
 from dpac_engine.io.holes import data_ranges, punch_hole
 from dpac_engine.io.members.overlay import Overlay
+from dpac_engine.io.members.volume_file import Descriptor, Signature, open_locked, read_whole
 from dpac_engine.io.nbd.export import Change, ChangeKind, Extent, Stopped, as_os_error
 from dpac_engine.io.spool import Entry, Spool
 
@@ -40,29 +40,6 @@ _WRITE = int(Kind.WRITE)  # a plain number: the enumeration's costs in every com
 _KINDS = {ChangeKind.WRITE: Kind.WRITE, ChangeKind.ZERO: Kind.ZERO, ChangeKind.TRIM: Kind.TRIM}
 
 
-class Signature(NamedTuple):
-    """What a file looks like from outside; a change made while detached shows in it."""
-
-    size_bytes: int
-    mtime_ns: int
-    inode: int
-    device: int = 0
-    """Its file system's number, which a restart of the host may change; 0 in what an earlier version noted."""
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Signature:
-        """That of the file with this status."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
-
-    def is_left_as(self, known: Signature) -> bool:
-        """Nobody has changed the file since it was `known`."""
-        return self[:3] == known[:3]
-
-    def is_other_than(self, known: Signature) -> bool:
-        """It is surely another file, not the same one after its file system was mounted anew."""
-        return self.device == known.device and self.inode != known.inode
-
-
 class _Pending(NamedTuple):
     lsn: int
     kind: int
@@ -80,24 +57,7 @@ class _Watch:
         self.offset, self.end, self.touched = offset, end, False
 
 
-class _Descriptor(int):
-    """An open file that is closed with the last thread that uses it: a number closed under a thread could be another
-    file's by the time it writes."""
-
-    def __del__(self) -> None:
-        os.close(self)
-
-
 _CLOSED = -1
-
-
-def signature_of(path: Path) -> Signature | None:
-    """The file's signature, None if there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return Signature.of(status)
 
 
 class Commits(Protocol):
@@ -174,8 +134,8 @@ class Volume:
         self._last_submit = 0.0
         self._urgent = False
         self._applying = asyncio.Lock()
-        descriptor, self.created = _open_locked(path)
-        self._fd: int = _Descriptor(descriptor)
+        descriptor, self.created = open_locked(path)
+        self._fd: int = Descriptor(descriptor)
         self.size_bytes = os.fstat(self._fd).st_size
 
     # ------------------------------------------------------------------ start and end
@@ -220,6 +180,15 @@ class Volume:
             self._spool.append([Entry(Kind.RESIZE, 0, self.ordinal, 0, size_bytes, b"")])
         self._set_size(size_bytes)
         return self._spool.head_lsn
+
+    def grow(self, size_bytes: int) -> None:
+        """`resize` under clients: a journal that fails is not their trouble. Raises the OSError of the file."""
+        try:
+            self.resize(size_bytes)
+        except OSError:
+            self.write_through_from_now()
+            self._check()
+            self.resize(size_bytes)
 
     def restore_size(self) -> None:
         """Give the file back what was cut off: the device has the size it told its clients, and zeroes there."""
@@ -367,7 +336,7 @@ class Volume:
                 run_end = part.offset + part.length
                 continue
             if run_end > run_start:
-                parts.append(_pread(self._fd, run_start, run_end - run_start))
+                parts.append(read_whole(self._fd, run_start, run_end - run_start))
             run_start = run_end = part.offset + part.length
             if part.position < 0:
                 parts.append(bytes(part.length))
@@ -375,7 +344,7 @@ class Volume:
                 oldest = min(oldest, part.position)
                 parts.append(bytes(self._spool.view(part.position, part.length)))
         if run_end > run_start:
-            parts.append(_pread(self._fd, run_start, run_end - run_start))
+            parts.append(read_whole(self._fd, run_start, run_end - run_start))
         return b"".join(parts), oldest
 
     def extents_blocking(self, offset: int, length: int) -> list[Extent]:
@@ -563,8 +532,9 @@ class Volume:
         return self._pending[0].lsn if self._pending else self._spool.head_lsn
 
     async def sync(self) -> None:
-        """Make what is in the file durable: `synced_lsn` moves."""
-        if self.low_lsn != self.synced_lsn:
+        """Make what is in the file durable: `synced_lsn` moves. What went past the journal too, so that little is left to
+        `journalled_again`."""
+        if self.bypass or self.low_lsn != self.synced_lsn:
             await self._to_disk(os.fdatasync)
 
     async def _to_disk(self, sync: Callable[[int], None]) -> None:
@@ -602,7 +572,15 @@ class Volume:
         self._overlay = Overlay()
 
     def journalled_again(self) -> None:
-        """The journal works again: what is written from here on is in it. The size is told anew."""
+        """The journal works again: what is written from here on is in it. The size is told anew.
+
+        What went past it is durable when this returns: no record will tell it, and every FLUSH and seed from here on means it too.
+        """
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self.error = error
+            return
         self.bypass = False
         self.synced_lsn = self._spool.head_lsn
         self.resize(self.size_bytes)
@@ -653,36 +631,3 @@ class Volume:
                 found.append((at, extent.length))
             at += extent.length
         return found
-
-
-def _open_locked(path: Path) -> tuple[int, bool]:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        created = False
-    except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise NotFound(f"{path} cannot be made: the folder {path.parent} is missing. Create or mount it.") from None
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        created = True
-    try:
-        sync_name(path)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise Conflict(
-            f"{path} is in use by another process. Stop what has it open, then it is attached again."
-        ) from None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor, created
-
-
-def _pread(descriptor: int, offset: int, length: int) -> bytes:
-    data = os.pread(descriptor, length, offset)
-    while len(data) < length:
-        more = os.pread(descriptor, length - len(data), offset + len(data))
-        if not more:
-            return data + bytes(length - len(data))
-        data += more
-    return data
