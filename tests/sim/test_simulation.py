@@ -151,7 +151,7 @@ def _merge_that_loses_a_row(patches: pytest.MonkeyPatch) -> None:
 
 MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
     "a commit of the spool without fdatasync": (_no_sync_of_the_spool, 0),
-    "a write-behind that does not wait for durability": (make_impatient, 480),
+    "a write-behind that does not wait for durability": (make_impatient, 200),
     "a spool whose checksums nobody looks at": (_unchecked_records, 0),
     "a cursor that moves before the manifest": (_cursor_before_the_commit, 0),
     "a merge that loses a row": (_merge_that_loses_a_row, 110),

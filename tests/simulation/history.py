@@ -92,7 +92,8 @@ class History:
         self.acknowledged_lsn = self.flushed_lsn = self.recovered_lsn = 0
         self.cut = self.direct = False
         """Since the last whole start: the host lost power; the process ended while the journal was broken."""
-        self._append_failed = False
+        self._append_failed = self._power_goes = False
+        self._last = False
         self._heads: deque[tuple[int, int]] = deque()
         self._defects = defects
         self._steps = steps
@@ -201,7 +202,7 @@ class History:
             loop.abandon()
         if self._failed or self._defects.found:
             raise Wrong("; ".join(self._failed + self._defects.found))
-        power = ended and self.chance.random() < 0.5
+        power = ended and (self._power_goes or self.chance.random() < 0.5)
         self.world.note(f"life over, {'power cut' if power else 'killed' if ended else 'stopped'}")
         self.cut = self.cut or power
         self.host.restart(self.chance.getrandbits(30) | 1 if power else None)
@@ -217,7 +218,8 @@ class History:
         return broken or any(volume.bypass for volume in volumes)
 
     async def _life(self, last: bool) -> None:
-        self._append_failed = False
+        self._last = last
+        self._append_failed = self._power_goes = False
         self._heads.clear()
         self.group = group = ProbedGroup(self._assignment(), self._deps(), self._recovered)
         await group.start()
@@ -294,7 +296,7 @@ class History:
         steps: list[tuple[Callable[[], Any], int]] = [
             (self._write, 34), (self._burst, 3), (self._flush, 8), (self._wait_for_flush, 5), (self._pause, 16), (self._read, 6),
             (self._checkpoint, 7), (self._change_target, 8), (self._break_disk, 2), (self._change_spec, 3), (self._rot, 1),
-            (self._take_over, 1), (self._arm, 1),
+            (self._take_over, 1), (self._arm, 1), (self._lose_power, 0 if self._last else 1),
         ]  # fmt: skip
         step = self.chance.choices([step for step, _ in steps], [weight for _, weight in steps])[0]
         self.world.note(step.__name__)
@@ -479,6 +481,12 @@ class History:
 
     def _arm(self) -> None:
         self.host.crash_in = self.chance.randint(1, 40)
+
+    async def _lose_power(self) -> None:
+        """While volumes write behind what was written last."""
+        await asyncio.sleep(self.chance.choice([0.0, 0.1, 0.25, 0.5]))
+        self._power_goes = True
+        raise world.Ended
 
     # ------------------------------------------------------------------ what must come
 

@@ -691,6 +691,31 @@ def test_checkpoints_are_listed_though_every_first_member_left_before_it_was_who
     run(tmp_path, story)
 
 
+def test_rot_at_a_target_does_not_end_its_leg(tmp_path: Path, seed: int) -> None:
+    """The segment with the newest checkpoint is damaged when the leg opens the target: that is told, and what changes is shipped."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"before" + bytes(506))
+        await shipped(group, tag="before")
+        await group.stop()
+        site.groups.clear()
+        newest = next(ref for ref in reversed(site.reader().refs()) if ref.marks)
+        objects = site.targets["copies"].objects
+        objects[newest.name] = bytes(len(objects[newest.name]))
+        again = site.group()
+        await again.start()
+        await until(lambda: "TargetDamaged" in condition_types(again))
+        write(again, 512, b"after" + bytes(507))
+        mark = await shipped(again, tag="after")
+        await until(lambda: again.legs["copies"].last_mark and again.legs["copies"].last_mark.lsn >= mark.lsn)
+        assert again.legs["copies"].data_state == DataState.CONTINUOUS
+
+    run(tmp_path, story)
+
+
 def test_a_volume_grows_though_the_journal_fails_at_that_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from dpac_api.errors import Temporary
 from dpac_engine.control.seeding import PIECE_BYTES, PIECES_UNDER_WAY, READ_BYTES, Piece, Seeding, SeedStream
 from dpac_engine.core.manifest import SegmentRef
-from dpac_engine.core.records import Kind
+from dpac_engine.core.records import KeyChange, Keyspace, Kind
 
 
 class Disk:
@@ -75,6 +75,27 @@ def test_zeroes_are_not_sent() -> None:
     assert piece.rows.plain_bytes == PIECE_BYTES
     assert piece.position >= 2 * PIECE_BYTES - READ_BYTES
     assert len(piece.rows) == 2 + PIECE_BYTES // READ_BYTES  # reset, resize, and fills of what is not zero
+
+
+def test_what_a_directory_journals_while_it_is_copied_stands_over_the_copy() -> None:
+    """Entries are of one moment and read later: the log may have newer ones by then, and a deletion must not be undone."""
+    head = 64
+
+    class Tree:
+        async def snapshot_changes(self) -> AsyncIterator[list[KeyChange]]:
+            nonlocal head
+            yield [KeyChange(Keyspace.CHUNK, b"digest", b"content")]
+            head = 640  # what was just read as an entry is deleted, and that is in the log at 128
+            yield [KeyChange(Keyspace.ENTRY, b"name", b"old")]
+
+    async def only_piece() -> Piece:
+        return await Seeding(1, Tree(), 0, 0, lambda: head, lambda: 1).next_piece()
+
+    piece = asyncio.run(only_piece())
+    rows = piece.rows.unsealed().rows
+    assert (piece.from_lsn, piece.to_lsn, piece.ready_lsn) == (64, 641, 640)
+    assert rows["kind"].tolist() == [Kind.RESET, Kind.PUT, Kind.PUT]
+    assert rows["lsn"].tolist() == [64, 64, 64]
 
 
 def test_a_target_that_is_slow_holds_the_reading_up() -> None:

@@ -22,10 +22,11 @@ from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.clock_watch import ClockWatch
 from dpac_engine.control.gate import Gate
 from dpac_engine.control.group_state import GroupState, LegMemory
+from dpac_engine.control.group_view import MemberInfo, UnseenChanges
 from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.member import DirectoryFactory, Member
 from dpac_engine.control.rewind import Rewinds
-from dpac_engine.control.shipper import Compactor, MemberInfo, Shipper, UnseenChanges
+from dpac_engine.control.shipper import Compactor, Shipper
 from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.control.tracking import Tracking
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome
@@ -107,7 +108,7 @@ class Group:
         self.spool: Spool
         self.gate: Gate
 
-    # ------------------------------------------------------------------ what legs see (shipper.GroupView)
+    # ------------------------------------------------------------------ what legs see (group_view.GroupView)
 
     @property
     def shard_uid(self) -> str:
@@ -169,11 +170,11 @@ class Group:
         return {ordinal: member.info() for ordinal, member in self.members.items()}
 
     def unseen_changes(self) -> Mapping[int, UnseenChanges]:
-        """See `shipper.GroupView.unseen_changes`."""
+        """See `group_view.GroupView.unseen_changes`."""
         return {at: UnseenChanges(memory.content, memory.content_lsns) for at, memory in self.state.members.items()}
 
     def oldest_change_ns(self, since_lsn: int) -> int | None:
-        """See `shipper.GroupView.oldest_change_ns`."""
+        """See `group_view.GroupView.oldest_change_ns`."""
         for change in self._changes:
             if change.end_lsn > since_lsn:
                 return change.stamp
@@ -192,7 +193,7 @@ class Group:
         self.gate.poke()
 
     def aging_ns(self) -> int | None:
-        """See `shipper.GroupView.aging_ns`."""
+        """See `group_view.GroupView.aging_ns`."""
         return self.clock_watch.aging_ns()
 
     # ------------------------------------------------------------------ start and end
@@ -465,7 +466,7 @@ class Group:
         return {ordinal: member.name for ordinal, member in self.members.items()}
 
     async def mark_changes(self, *, always: bool = False) -> None:
-        """See `shipper.GroupView.mark_changes`."""
+        """See `group_view.GroupView.mark_changes`."""
         if always or self.spool.head_lsn > self._marked_lsn:
             self.mark()
         with contextlib.suppress(DpacError):

@@ -274,6 +274,13 @@ def _conditions(group: Group) -> Iterator[Condition]:
         if leg.error is not None:
             kind = next(name for error, name in _TARGET_CONDITIONS.items() if isinstance(leg.error, error))
             yield condition(kind, f"leg/{leg.name}", leg.error.message)
+        if leg.damage:
+            yield condition(
+                "TargetDamaged",
+                f"leg/{leg.name}",
+                f"The newest checkpoint at target {leg.spec.target} cannot be read: {leg.damage} What changes is shipped all the same. "
+                f"Run `dpac verify {group.assignment.name}` to see which checkpoints are whole; a copy at a new target is.",
+            )
         if (found := _shortfall(group, leg)) is not None:
             told = _history_told(leg, group.assignment.spec.journal, found)
             yield condition("HistoryNotMet", f"leg/{leg.name}", told, "warning")

@@ -16,8 +16,8 @@ from dpac_api.models import Condition, Cut, DirectorySpec, MemberSpec, MemberSta
 from dpac_engine.control.assignment import MemberAssignment
 from dpac_engine.control.file_watch import FileWatch
 from dpac_engine.control.group_state import GroupState, MemberMemory
+from dpac_engine.control.group_view import MemberInfo
 from dpac_engine.control.moments import nanoseconds
-from dpac_engine.control.shipper import MemberInfo
 from dpac_engine.core.checkpoints import CutBody
 from dpac_engine.core.difference import FileChange
 from dpac_engine.core.image import TreeImage
@@ -167,6 +167,7 @@ class Member:
         self._state = state
         self._attaching = asyncio.Lock()
         self._unapplied_lsn: int | None = None
+        self._captured_lsn = 0
         self._folder = folder
         self._found: list[Record] = []
         self._watch: FileWatch | None = None
@@ -536,7 +537,10 @@ class Member:
         memory = self.memory
         directory = self.directory
         if directory is not None and memory.seeded_lsn is None and directory.status().seeded:
-            memory.seeded_lsn = self._spool.head_lsn  # its first full capture lies before this
+            # Its first full capture lies before this; on record once a loss of power cannot give these LSNs to others.
+            self._captured_lsn = self._captured_lsn or self._spool.head_lsn
+            if self._spool.durable_lsn >= self._captured_lsn:
+                memory.seeded_lsn = self._captured_lsn
         return MemberInfo(
             memory.uid,
             memory.kind,

@@ -44,7 +44,8 @@ class TreeSource(Protocol):
     """A directory as a seed reads it (`io/members/directory.py`)."""
 
     def snapshot_changes(self) -> AsyncIterator[list[KeyChange]]:
-        """Every chunk, then every entry of one state; the last list makes it whole."""
+        """Every chunk, then every entry of one state; the last list makes it whole. With the log since this was called it
+        is the directory: what the log tells stands."""
 
 
 SeedSource = VolumeSource | TreeSource
@@ -77,6 +78,7 @@ class Seeding:
     _to_read: deque[tuple[int, int]] = field(default_factory=deque)
     """What is left of the range searched last. A write into a hole of it is in the log."""
     _searched_to: int = 0
+    _began_lsn: int = 0
 
     async def next_piece(self) -> Piece:
         """The next step; errors of the member's reading surface here."""
@@ -86,6 +88,8 @@ class Seeding:
         if isinstance(self.source, VolumeSource):
             ready = await self._volume_piece(self.source, rows, begins, start)
         else:
+            # As of its beginning, however late it is read: what is captured beside it is in the log behind that.
+            start = self._began_lsn = start if begins else self._began_lsn
             ready = await self._tree_piece(self.source, rows)
         return Piece(rows, start, self.head_lsn() + 1, begins, ready, self.position)
 
@@ -122,10 +126,9 @@ class Seeding:
         if self._changes is None:
             self._changes = tree.snapshot_changes()
         async for changes in self._changes:
-            lsn = self.head_lsn()
             for change in changes:
                 kind, value = (Kind.DELETE, b"") if change.value is None else (Kind.PUT, change.value)
-                self._add(rows, kind, lsn, 0, 0, value, (change.keyspace, change.key))
+                self._add(rows, kind, self._began_lsn, 0, 0, value, (change.keyspace, change.key))
             if rows.plain_bytes >= PIECE_BYTES:
                 return None
         return self.head_lsn()
@@ -181,7 +184,9 @@ class SeedStream:
         self.close()
 
     def close(self) -> None:
-        """End without waiting."""
+        """End without waiting; nobody wants to hear what becomes of what is under way."""
+        for _, putting in self._under_way:
+            putting.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._under_way.clear()
         for thread in self._threads:
             thread.stop()

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypedDict
 
 import msgspec
 import numpy as np
 
-from dpac_api.errors import Conflict, Corruption, DpacError, Temporary, Unrecoverable
+from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Temporary, Unrecoverable
 from dpac_api.models import DataState, LegSpec
 from dpac_engine.control.group_state import LegMemory
-from dpac_engine.control.seeding import Piece, Seeding, SeedSource, SeedStream
-from dpac_engine.control.tracking import Tracking
+from dpac_engine.control.group_view import GroupView, MemberInfo
+from dpac_engine.control.seeding import Piece, Seeding, SeedStream
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import sealing, tail
 from dpac_engine.core.checkpoints import Mark, decode_mark
@@ -29,8 +29,7 @@ from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
 from dpac_engine.core.tail import TailHeader
 from dpac_engine.io.daemon_thread import DaemonThread
-from dpac_engine.io.repository import RepositoryWriter, SpecObject
-from dpac_engine.io.spool import Spool
+from dpac_engine.io.repository import RepositoryWriter
 
 log = logging.getLogger(__name__)
 
@@ -41,94 +40,6 @@ COMPACT_EVERY_SECONDS = 60.0
 WATCH_SECONDS = 1.0
 PROBE_SECONDS = 15.0
 """How often an idle leg sees that its target is there: one small read."""
-
-
-class MemberInfo(NamedTuple):
-    """A member as its legs need it."""
-
-    uid: str
-    kind: str
-    name: str
-    content: int
-    log_from_lsn: int | None
-    """The log from this LSN on tells all of it, without a seed; None: a target needs a seed."""
-    log_ready_lsn: int | None
-    """... once the log before this LSN is there; None: not yet."""
-    source: SeedSource | None
-    """None while it is not attached."""
-
-
-class UnseenChanges(NamedTuple):
-    """What no log tells of a member."""
-
-    content: int
-    """How often its content changed so."""
-    content_lsns: Mapping[int, int]
-    """What `content` rose to -> where: the log before it does not tell what is after it."""
-
-
-class GroupView(Protocol):
-    """What a leg asks of its group; on the event loop but for `spool.read` and the properties."""
-
-    @property
-    def spool(self) -> Spool:
-        """The shard's tail."""
-
-    @property
-    def shard_uid(self) -> str:
-        """The shard."""
-
-    @property
-    def epochs(self) -> list[tuple[int, int]]:
-        """(epoch, LSN at which it began), oldest first."""
-
-    @property
-    def membership_version(self) -> int:
-        """Of the newest record."""
-
-    @property
-    def spec_number(self) -> int:
-        """Which declaration is in force."""
-
-    @property
-    def incarnation(self) -> int:
-        """Of the shard, since it was opened."""
-
-    @property
-    def opened_lsn(self) -> int:
-        """Where that began."""
-
-    def spec_object(self) -> SpecObject:
-        """The declaration, for the repository."""
-
-    @property
-    def escrow_keys(self) -> Sequence[str]:
-        """Public keys to which the data key is sealed at every target."""
-
-    def member_infos(self) -> Mapping[int, MemberInfo]:
-        """Ordinal -> member."""
-
-    def unseen_changes(self) -> Mapping[int, UnseenChanges]:
-        """Ordinal -> what the log does not tell of a member, also of one that has left."""
-
-    def oldest_change_ns(self, since_lsn: int) -> int | None:
-        """Stamp of the oldest change at or after an LSN; None if there are only marks."""
-
-    async def mark_changes(self, *, always: bool = False) -> None:
-        """Mark the group if anything changed since its newest mark; returns once that mark is durable, or cannot be."""
-
-    def stamp(self) -> int:
-        """Hybrid time, nanoseconds."""
-
-    def aging_ns(self) -> int | None:
-        """The moment by which checkpoints age; None while nothing may age out, because the clock was just set."""
-
-    @property
-    def tracking(self) -> Tracking:
-        """What lost legs lack."""
-
-    async def record(self) -> None:
-        """Make what the legs remember durable."""
 
 
 Commit = Callable[[Sequence[SegmentRef], Sequence[str]], RepositoryState]
@@ -189,6 +100,8 @@ class Shipper:
     last_mark: Mark | None = None
     escrow: list[str] = field(default_factory=list)
     """Fingerprints of the escrow keys that open what lies at the target."""
+    damage: str = ""
+    """What hides the newest checkpoint that was at the target when it was opened."""
     fenced: bool = False
     """Another primary writes at the target, or it is ahead of this one."""
     tail_ends: dict[str, int] = field(default_factory=dict)
@@ -357,9 +270,19 @@ class Shipper:
                 self._lose()
             memory.cursor = memory.cursor if memory.lost else cursor
         self._spec_stored = state.last.spec if state else -1
-        self.last_mark = await self._thread.run(lambda: next(writer.reader.marks(), None))
+        self.last_mark = await self._thread.run(self._newest_mark, writer)
         self._writer, self.fenced = writer, False
         self.error = None
+
+    def _newest_mark(self, writer: RepositoryWriter) -> Mark | None:
+        """The newest checkpoint at the target; None if there is none, or damage hides it. Blocks."""
+        self.damage = ""
+        try:
+            return next(writer.reader.marks(), None)
+        except (Corruption, NotFound) as error:
+            self.damage = error.message  # what comes from now on is shipped all the same: the sooner it is there
+            log.error("leg %s: %s", self.name, error.message)
+            return None
 
     def _lose(self) -> None:
         """The log goes on behind what the target has, and no bitmap tells what was between."""

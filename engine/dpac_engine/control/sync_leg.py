@@ -16,7 +16,8 @@ from typing import Literal, Protocol
 from dpac_api.errors import Conflict, Corruption, DpacError, Temporary
 from dpac_api.models import SyncLegSpec, SyncStatus
 from dpac_engine.control.group_state import LegMemory
-from dpac_engine.control.shipper import GroupView, Shipper
+from dpac_engine.control.group_view import GroupView
+from dpac_engine.control.shipper import Shipper
 from dpac_engine.core import sync
 from dpac_engine.core.ports import TailStore
 from dpac_engine.core.sync import Effect, Event, OnLoss, Phase
