@@ -179,12 +179,21 @@ def _holder(lock: Path) -> bool:
         found = json.loads(lock.read_text())
         if found["hostname"] != socket.gethostname():
             return True
-        os.kill(int(found["pid"]), 0)
+        process = int(found["pid"])
+        os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, ValueError, KeyError):
         return True
-    return True
+    return not _has_ended(process)
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a process that still has its number has ended, as one has that nobody waits for. Only Linux tells."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return False
 
 
 def _write_shell_environment(state: State, tools: Path, variables: dict[str, str]) -> None:

@@ -432,6 +432,21 @@ def test_the_lock_of_a_dead_pulumi_is_released(state: State, pulumi_calls: list[
     assert pulumi_calls == [["cancel", "--yes", quickstart.STACK]]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_the_lock_of_a_dead_pulumi_that_nobody_waited_for_is_released(
+    state: State, pulumi_calls: list[list[str]]
+) -> None:
+    """In a container whose first process reaps nobody, the dead keep their numbers."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        lock_stack(state, pid=dead.pid)
+        quickstart._free_stack(state, {})
+    finally:
+        dead.wait()
+    assert pulumi_calls == [["cancel", "--yes", quickstart.STACK]]
+
+
 @pytest.mark.parametrize("holder", [{"pid": os.getpid()}, {"pid": 1, "hostname": "another"}, {}])
 def test_the_lock_of_a_pulumi_that_may_live_is_kept(
     holder: dict[str, object], state: State, pulumi_calls: list[list[str]]
