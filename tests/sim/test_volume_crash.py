@@ -66,8 +66,8 @@ class Disk:
         content = os.pread(descriptor, status.st_size, 0)
         self.synced[status.st_ino] = content
 
-    def _allocate_zeroes(self, path: Path) -> None:
-        self._allocate(path)
+    def _allocate_zeroes(self, path: Path, written_bytes: int = 1 << 62) -> None:
+        self._allocate(path, written_bytes)
         self.synced[path.stat().st_ino] = path.read_bytes()
 
     def after_power_loss(self, path: Path, chance: random.Random) -> bytes:

@@ -391,7 +391,27 @@ def test_a_full_disk_leaves_the_head_where_it_was(
     assert bytes(life.spool.view(first + 64, 6)) == b"before"
 
 
-def _no_space(path: Path) -> None:
+def test_a_file_that_is_needed_now_costs_little_and_is_written_ahead_only_later(
+    lives: Callable[..., Life], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All groups of a worker wait while it is made: it has its size, takes a small part of it, and keeps what is appended."""
+    monkeypatch.setattr(spool_module, "FILE_BYTES", 8 * 2**20)
+    life = lives()
+    (path,) = tmp_path.glob("*.spool")
+    assert path.stat().st_size == 8 * 2**20
+    assert path.stat().st_blocks * 512 <= spool_module.AT_ONCE_BYTES + 65536
+    data = [bytes([n]) * 2**20 for n in range(1, 6)]
+    life.spool.append([write(part) for part in data])
+    life.durable()
+    assert [payload for _, payload in found(tmp_path)] == data
+    deadline, pause = time.monotonic() + 60, threading.Event()
+    while not life.spool._spares:
+        assert time.monotonic() < deadline, "half of the file is used, and there is no spare"
+        pause.wait(0.01)
+    assert life.spool._spares[0].stat().st_blocks * 512 >= 8 * 2**20
+
+
+def _no_space(path: Path, written_bytes: int = 0) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

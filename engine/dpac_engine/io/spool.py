@@ -27,6 +27,9 @@ from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Flags, Heade
 from dpac_engine.io.files import make_folder, sync_folder, write_all
 
 FILE_BYTES = 32 * 2**20
+AT_ONCE_BYTES = 2**20
+"""Of a file that is needed now, while every group of the process waits for it: the rest of it takes room as it is written. So a
+thousand new groups take a gibibyte, and no second each."""
 SPARE_FILES = 2
 """Recycled files kept ready at least, so that the append path never allocates."""
 _PADDING = bytes(ALIGNMENT_BYTES)
@@ -204,7 +207,7 @@ class Spool:
             if self._spares:
                 os.replace(self._spares.pop(), path)
             else:
-                _allocate(path)
+                _allocate(path, AT_ONCE_BYTES)
             self._renamed = True
             self._files[index] = _File(path, index)
         return self._files[index]
@@ -383,15 +386,17 @@ def _is_whole(path: Path) -> bool:
     return path.stat().st_size == FILE_BYTES
 
 
-def _allocate(path: Path) -> None:
+def _allocate(path: Path, written_bytes: int = FILE_BYTES) -> None:
+    written_bytes = min(written_bytes, FILE_BYTES)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         # Written, not only reserved: a file system turns reserved space into written space at each fdatasync, which
         # would cost every FLUSH a commit of its journal.
-        for at in range(0, FILE_BYTES, len(_ZEROES)):
-            piece = _ZEROES[: FILE_BYTES - at]
+        for at in range(0, written_bytes, len(_ZEROES)):
+            piece = _ZEROES[: written_bytes - at]
             if os.pwrite(descriptor, piece, at) != len(piece):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.ftruncate(descriptor, FILE_BYTES)
         os.fsync(descriptor)
     except OSError:
         with contextlib.suppress(OSError):
