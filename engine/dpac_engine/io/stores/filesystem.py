@@ -12,11 +12,14 @@ from pathlib import Path
 
 from dpac_api.errors import Conflict, Denied, DpacError, Invalid, NotFound, Temporary
 from dpac_engine.core.ports import TargetMissing
-from dpac_engine.io.files import make_folder, sync_folder
+from dpac_engine.io.direct import aligned_buffer, opened_direct, write_direct
+from dpac_engine.io.files import make_folder, sync_folder, write_all
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 SCRATCH = ".tmp"
 """Unfinished objects lie here, outside every listing."""
+DIRECT_BYTES_MIN = 2**20
+"""Objects from this size on are written past the page cache."""
 
 
 class FilesystemStore:
@@ -114,14 +117,19 @@ class FilesystemStore:
         aside = scratch / secrets.token_hex(16)
         try:
             with aside.open("xb", buffering=0) as file:
-                view = memoryview(data)
-                while view:
-                    view = view[file.write(view) :]
+                written = _written_directly(file.fileno(), data) if len(data) >= DIRECT_BYTES_MIN else 0
+                if written < len(data):
+                    write_all(file.fileno(), [memoryview(data)[written:]], written)
                 os.fsync(file.fileno())
             yield aside
         finally:
             with contextlib.suppress(FileNotFoundError):
                 aside.unlink()
+
+
+def _written_directly(descriptor: int, data: bytes | memoryview) -> int:
+    with opened_direct(descriptor) as direct:
+        return 0 if direct is None else write_direct(direct, data, 0, aligned_buffer(len(data)))
 
 
 def _files_below(folder: Path, prefix: str) -> Iterator[str]:
