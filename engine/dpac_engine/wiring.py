@@ -160,7 +160,8 @@ def sharing_reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, Ta
     from collections import defaultdict
     from weakref import WeakValueDictionary
 
-    from dpac_engine.io.repository import BlockCache, RepositoryReader, StoredSegment
+    from dpac_engine.io.repository import RepositoryReader
+    from dpac_engine.io.stored_segment import BlockCache, StoredSegment
 
     cache = BlockCache()
     segments: defaultdict[str, WeakValueDictionary[str, StoredSegment]] = defaultdict(WeakValueDictionary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from dpac_engine.control.catalogue import Catalogue
 from dpac_engine.control.catalogue_groups import Host
 from dpac_engine.control.known_damage import is_hurt
 from dpac_engine.control.plane import Deps
-from dpac_engine.control.recovery import MarkFilter, RangeView
+from dpac_engine.control.recovery import MarkFilter, RangeView, TreeOutcome
 from dpac_engine.control.worker_api import (
     HoldChange,
     HoldOutcome,
@@ -43,6 +43,8 @@ from dpac_engine.control.worker_api import (
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, select
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange
+from dpac_engine.core.extents import Piece
+from dpac_engine.core.image import StoredRun
 from dpac_engine.core.manifest import Hold
 
 SITE = SiteInfo(site_uid="5" * 32, name="fra", version="0.1.0")
@@ -220,11 +222,18 @@ class FakeVolume:
     size_bytes: int
     content: dict[int, bytes]
     damaged: set[int] = field(default_factory=set)
+    before_read: Callable[[], None] = lambda: None
 
     def extents(self) -> Iterator[tuple[int, int]]:
         yield from ((offset, len(data)) for offset, data in sorted(self.content.items()))
 
+    def runs(self) -> Iterator[StoredRun]:
+        """Each extent lies in a segment of its own."""
+        for at, length in self.extents():
+            yield StoredRun(f"s/{at}", [Piece(at, length, 0, at)], self.read)
+
     def read(self, offset: int, length: int) -> bytes:
+        self.before_read()
         whole = bytearray(self.size_bytes)
         for at, data in self.content.items():
             if at in self.damaged and at < offset + length and offset < at + len(data):
@@ -384,11 +393,11 @@ class FakeRecovery:
     def probe(self, target: TargetSpec) -> dict[str, str]:
         return {"write": self.probes.get(target.path, "ok")}
 
-    def restore_tree(self, tree: FakeTree, to: Path, progress: object) -> int:
+    def restore_tree(self, tree: FakeTree, to: Path, progress: object, partial: Path | None = None) -> TreeOutcome:
         to.mkdir(parents=True, exist_ok=True)
         for path, content in tree.entries():
             (to / path.decode()).write_bytes(content)
-        return sum(len(content) for _, content in tree.entries())
+        return TreeOutcome(sum(len(content) for _, content in tree.entries()), 0)
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         return self.checks

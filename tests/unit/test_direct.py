@@ -34,7 +34,9 @@ def test_an_unaligned_offset_is_left_to_the_caller(tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_size == 0
 
 
-@pytest.mark.parametrize("length", [DIRECT_BYTES_MIN - 1, DIRECT_BYTES_MIN, DIRECT_BYTES_MIN + 1, 3 * BUFFER_BYTES + 77])
+@pytest.mark.parametrize(
+    "length", [DIRECT_BYTES_MIN - 1, DIRECT_BYTES_MIN, DIRECT_BYTES_MIN + 1, 3 * BUFFER_BYTES + 77]
+)
 def test_objects_of_every_size_are_what_was_put(tmp_path: Path, length: int) -> None:
     """Put and created, by the same store."""
     store, data = FilesystemStore(tmp_path), os.urandom(length)
@@ -44,7 +46,9 @@ def test_objects_of_every_size_are_what_was_put(tmp_path: Path, length: int) -> 
 
 
 @pytest.mark.parametrize("call", ["open", "pwrite"])
-def test_a_file_system_without_it_is_written_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_file_system_without_it_is_written_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     """Whether it says so when the file is opened or at the first write."""
     refused: list[str] = []
     real = {"open": os.open, "pwrite": os.pwrite}

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from dpac_api.errors import Conflict, Corruption, DpacError, Invalid
-from dpac_engine.core.entries import ROOT, Entry, EntryType, digest_of, encode_entry
-from dpac_engine.io.members.tree_restore import restore_tree
+from dpac_api.errors import Conflict, Corruption, DpacError, Invalid, Temporary
+from dpac_engine.core.entries import CHUNK_BYTES, ROOT, Entry, EntryType, digest_of, encode_entry
+from dpac_engine.io.members.beneath import Beneath
+from dpac_engine.io.members.tree_restore import Restoring, restore_tree
 
 CONTENT = b"content"
 CHUNKS = {digest_of(CONTENT): CONTENT}
@@ -31,7 +33,7 @@ def restore(
     """Bytes written, and what progress was told."""
     told: list[int] = []
     entries = ((path, encode_entry(entry).value) for path, entry in tree.items())
-    return restore_tree(entries, read_chunk, to, told.append), told
+    return restore_tree(entries, read_chunk, to, told.append).written, told
 
 
 def left(folder: Path) -> list[str]:
@@ -47,6 +49,59 @@ def test_a_tree_comes_back_whatever_the_order_of_its_entries(tmp_path: Path) -> 
     assert (tmp_path / "to/a").stat().st_mtime_ns == 1_000_000_000
     assert (tmp_path / "to").stat().st_mode & 0o777 == 0o750
     assert left(tmp_path) == ["to"]
+
+
+def test_a_tree_that_was_cut_short_is_gone_on_with(tmp_path: Path) -> None:
+    """Whatever an earlier try left: what is sound is not read again, what is not is, and links and modes come out right."""
+    big = [bytes([number]) * CHUNK_BYTES for number in (1, 2, 3)]
+    chunks = {digest_of(part): part for part in (*big, CONTENT)}
+    whole = Entry(
+        EntryType.FILE, 0o400, os.getuid(), os.getgid(), 5, size=3 * CHUNK_BYTES, chunks=b"".join(map(digest_of, big))
+    )
+    shared = msgspec.structs.replace(FILE, inode=(0, 7))
+    tree = {
+        ROOT: FOLDER, b"a": FOLDER, b"a/big": whole, b"a/one": shared, b"a/other": shared, b"file": FILE, b"l": link_to(b"a"),
+    }  # fmt: skip
+    read: list[bytes] = []
+
+    def read_chunk(digest: bytes) -> bytes:
+        read.append(digest)
+        if len(read) > stop_after[0]:
+            raise Temporary("The target went away.")
+        return chunks[digest]
+
+    for cut in range(5):
+        to, partial, stop_after = tmp_path / f"to{cut}", tmp_path / f"partial{cut}", [cut]
+        entries = [(path, encode_entry(entry).value) for path, entry in tree.items()]
+        with pytest.raises(Temporary, match="went away"):
+            restore_tree(entries, read_chunk, to, lambda _: None, partial=partial)
+        assert not to.exists()
+        for damaged in ("a/big", "file"):
+            if (cut in (2, 4)) and (partial / damaged).exists():
+                (partial / damaged).chmod(0o600)
+                (partial / damaged).write_bytes(b"torn")
+        done_before, stop_after[0] = len(read) - 1, 99
+        found = restore_tree(entries, read_chunk, to, lambda _: None, partial=partial)
+        assert sum(found) == 3 * CHUNK_BYTES + 2 * len(CONTENT)
+        assert found.kept > 0 or cut in (0, 2, 4), (cut, found)
+        if cut not in (2, 4):
+            assert len(read) - 1 - done_before == 5 - cut, "what was there was read again"
+        assert (to / "a/big").read_bytes() == b"".join(big)
+        assert (to / "a/big").stat().st_mode & 0o777 == 0o400
+        assert (to / "a/one").samefile(to / "a/other")
+        assert (to / "file").read_bytes() == CONTENT
+        assert os.readlink(to / "l") == "a"
+        assert not partial.exists()
+        read.clear()
+
+
+def test_without_an_earlier_try_a_file_that_is_there_is_an_error(tmp_path: Path) -> None:
+    """On a file system that takes two names for one, nothing is overwritten by the other."""
+    (tmp_path / "partial").mkdir()
+    with Beneath(tmp_path / "partial") as beneath:
+        os.close(beneath.open(b"file", os.O_WRONLY | os.O_CREAT, 0o600))
+        with pytest.raises(FileExistsError):
+            Restoring(beneath, {b"file": FILE}, CHUNKS.__getitem__, lambda _: None, lambda _: (0, 0)).run()
 
 
 def test_an_empty_folder_is_filled_in_place(tmp_path: Path) -> None:

@@ -1,66 +1,69 @@
-"""Files with holes: what is written sparsely reads the same and takes less room."""
+"""Files with holes: what is written sparsely, by whatever way, reads the same and takes less room."""
 
 from __future__ import annotations
 
-import errno
 import os
 import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from dpac_engine.io.files import WRITE_BACK_BYTES, written_back
-from dpac_engine.io.holes import data_ranges, write_sparse
+from dpac_engine.io import volume_file
+from dpac_engine.io.holes import data_ranges, data_runs
+from dpac_engine.io.volume_file import VolumeFile
 
 KIB64 = 65_536
 
 
-def test_long_runs_of_zeroes_are_left_out() -> None:
+def test_long_runs_of_zeroes_are_left_out(tmp_path: Path) -> None:
     """At the begin, in the middle and at the end; what is between is written."""
     content = bytes(4 * KIB64) + b"a" * KIB64 + bytes(8 * KIB64) + b"b" + bytes(4 * KIB64)
-    descriptor = os.memfd_create("sparse")
-    os.truncate(descriptor, KIB64 + len(content))
-    write_sparse(descriptor, content, KIB64)
-    assert os.pread(descriptor, len(content) + KIB64, 0) == bytes(KIB64) + content
-    assert list(data_ranges(descriptor, 0, KIB64 + len(content))) == [(5 * KIB64, 6 * KIB64), (14 * KIB64, 15 * KIB64)]
-    os.close(descriptor)
+    assert list(data_runs(content)) == [(4 * KIB64, 5 * KIB64), (13 * KIB64, 14 * KIB64)]
+    path, size = tmp_path / "file", KIB64 + len(content)
+    with VolumeFile(path, size) as file:
+        file.write(KIB64, memoryview(content))
+    assert path.read_bytes() == bytes(KIB64) + content
+    with path.open("rb") as opened:
+        assert list(data_ranges(opened.fileno(), 0, size)) == [(5 * KIB64, 6 * KIB64), (14 * KIB64, 15 * KIB64)]
 
 
-def test_what_is_written_sparsely_reads_the_same(tmp_path: Path) -> None:
-    """Random runs of zeroes and data, at random offsets."""
+@contextmanager
+def not_offered(_: int) -> Iterator[None]:
+    """A file system without direct writes."""
+    yield None
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_is_written_sparsely_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, direct: bool
+) -> None:
+    """Random runs of zeroes and data, cut anywhere, written by several threads at once, past the page cache or not."""
+    if not direct:
+        monkeypatch.setattr(volume_file, "opened_direct", not_offered)
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    for number in range(20):
+    for number in range(10):
         runs = [chance.choice((bytes, chance.randbytes))(chance.randrange(3 * KIB64)) for _ in range(8)]
-        content, offset = b"".join(runs), chance.randrange(KIB64)
-        with (tmp_path / f"{number}").open("xb") as file:
-            os.truncate(file.fileno(), offset + len(content))
-            write_sparse(file.fileno(), content, offset)
-        assert (tmp_path / f"{number}").read_bytes() == bytes(offset) + content
+        content, path = memoryview(b"".join(runs)), tmp_path / f"{number}"
+        # In sectors, as devices are written.
+        cuts = sorted({0, len(content), *(chance.randrange(len(content) or 1) // 512 * 512 for _ in range(6))})
+        with VolumeFile(path, len(content)) as file, ThreadPoolExecutor(4) as threads:
+            for writing in [threads.submit(file.write, begin, content[begin:end]) for begin, end in pairwise(cuts)]:
+                writing.result()
+            file.sync()
+        assert path.read_bytes() == content
 
 
-def test_a_long_write_is_synced_beside_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the last bytes at the end."""
-    synced: list[str] = []
-    monkeypatch.setattr(os, "fdatasync", lambda _: synced.append("beside"))
-    monkeypatch.setattr(os, "fsync", lambda _: synced.append("at the end"))
-    with (tmp_path / "file").open("xb") as file, written_back(file.fileno()) as wrote:
-        wrote(WRITE_BACK_BYTES)
-        wrote(1)
-    assert synced == ["beside", "at the end"]
-
-
-def test_an_error_of_a_sync_beside_is_the_writer_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells it once; a later sync finds nothing."""
-
-    def fail(_: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fdatasync", fail)
-    with (
-        (tmp_path / "file").open("xb") as file,
-        pytest.raises(OSError, match="Input/output"),
-        written_back(file.fileno()) as wrote,
-    ):
-        wrote(WRITE_BACK_BYTES)
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    """Whoever may write beside a restore does not tell it where to write."""
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "file").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic"):
+        VolumeFile(tmp_path / "file", 512)
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert os.readlink(tmp_path / "file") == str(tmp_path / "precious")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
 from dpac_api.errors import Corruption, NotFound
-from dpac_engine.core.image import TreeImage, VolumeImage
+from dpac_engine.core.image import RUN_BYTES, TreeImage, VolumeImage
 from dpac_engine.core.records import Flags, Keyspace, Kind
 from dpac_engine.core.segment import ROW, RowArray
 
@@ -18,11 +20,18 @@ class Rows:
 
     def __init__(self, *rows: Row) -> None:
         self.stream, made = b"", []
+        self.reads: list[tuple[int, int]] = []
         for kind, flags, lsn, offset, length, payload, _ in rows:
             made.append((kind, flags, 0, 1, lsn, 0, offset, length, len(self.stream), len(payload)))
             self.stream += payload
         self.rows: RowArray = np.array(made, ROW)
         self.keys = [key for *_, key in rows if key is not None]
+
+    name = ""
+
+    def read_once(self, position: int, length: int) -> bytes:
+        self.reads.append((position, length))
+        return self.read(position, length)
 
     def read(self, position: int, length: int) -> bytes:
         return self.stream[position : position + length]
@@ -89,3 +98,46 @@ def test_a_missing_chunk_is_corruption_and_an_empty_value_is_one() -> None:
     assert image.read_chunk(b"empty") == b""
     with pytest.raises(Corruption, match="not stored"):
         image.read_chunk(b"x")
+
+
+def test_runs_are_the_device_each_stored_byte_once_and_the_newest_first() -> None:
+    """Whatever was written over what: every run is one read of one segment, in its order, and no two of them overlap."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    length, rows, lsn = 3 * RUN_BYTES, [[size(1, 3 * RUN_BYTES)], [], []], 2
+    rows[0].append(data(lsn, 0, chance.randbytes(length), kind=Kind.FILL))
+    for segment in rows[1:]:
+        for _ in range(40):
+            lsn += 1
+            part = chance.choice((512, 4096, 65536, 300_000))
+            at = chance.randrange(0, length - part, 512)
+            erased = chance.random() < 0.2
+            segment.append(
+                (Kind.TRIM, 0, lsn, at, part, b"", None) if erased else data(lsn, at, chance.randbytes(part))
+            )
+    segments = [Rows(*part) for part in rows]
+    image = VolumeImage(segments, 1, lsn + 1)
+    found, owners = bytearray(length), []
+    for run in image.runs():
+        owners.append(run.places[0].source)
+        assert run.places == sorted(run.places, key=lambda piece: piece.position)
+        assert run.length == sum(piece.length for piece in run.places)
+        for offset, content in run.content():
+            assert not any(found[offset : offset + len(content)]), "written twice"
+            found[offset : offset + len(content)] = content
+    assert bytes(found) == image.read(0, length)
+    assert owners == sorted(owners, reverse=True)
+    for segment in segments:
+        assert all(count <= RUN_BYTES for _, count in segment.reads)
+        ends = [at + count for at, count in segment.reads]
+        assert all(begin >= end for (begin, _), end in zip(segment.reads[1:], ends, strict=False))
+
+
+def test_neighbours_are_read_together() -> None:
+    """A volume written in 4 KiB blocks is not read in 4 KiB blocks, nor are great gaps read."""
+    rows = [data(lsn, 8192 * lsn, bytes([lsn]) * 4096) for lsn in range(2, 200)]
+    rows += [data(lsn, 0, bytes(4096)) for lsn in range(200, 300)]
+    rows.append(data(300, 4096, b"x" * 4096))
+    segment = Rows(size(1, 2**22), *rows)
+    assert [len(run.places) for run in VolumeImage([segment], 1, 999).runs()] == [198, 2]

@@ -22,7 +22,8 @@ from dpac_engine.control.mounts import Mounts
 from dpac_engine.control.worker_api import MountState, WorkerMount
 from dpac_engine.core import retention
 from dpac_engine.io.mounted_volume import MountedVolume
-from dpac_engine.io.repository import BlockCache, RepositoryReader
+from dpac_engine.io.repository import RepositoryReader
+from dpac_engine.io.stored_segment import BlockCache
 from dpac_engine.io.stores.memory import MemoryStore
 from tests.unit.test_compaction import GROUP, HOUR, Copy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -18,13 +19,13 @@ from dpac_engine.control import drill_report, operations, restore_in_place
 from dpac_engine.control.catalogue import Catalogue, utc
 from dpac_engine.control.catalogue_operations import add_operation, note_step
 from dpac_engine.control.export_probe import greet
-from dpac_engine.control.image_reading import pieces
 from dpac_engine.control.rest import create_app
+from dpac_engine.control.restore_journal import RestoreJournal
 from dpac_engine.control.timeline import view_group
 from dpac_engine.control.worker_api import RewindProgress
 from dpac_engine.core.damage import Finding, LostPart, Run, Verification
 from dpac_engine.core.entries import Entry, EntryType, encode_entry
-from tests.unit.control_fakes import ADMIN, FakeVolume, World
+from tests.unit.control_fakes import ADMIN, World
 
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
 WAIT_SECONDS = 20.0
@@ -478,7 +479,7 @@ def test_progress_has_a_rate_and_the_time_left_while_it_runs(stage: Stage, monke
 
 
 def test_an_operation_that_a_restart_interrupted_is_cleaned_up_and_failed(tmp_path: Path) -> None:
-    """Its half-written output goes, its mount goes, and it says what to do."""
+    """One of which it is not on record what it restores: its output goes, and it says what to do."""
     world = World(tmp_path)
     with TestClient(create_app(world.deps())) as client:
         Stage(world, client)
@@ -495,7 +496,8 @@ def test_an_operation_that_a_restart_interrupted_is_cleaned_up_and_failed(tmp_pa
         note_step(session, marking.id, 0, OperationStep(name="mark", state="running"))
     catalogue.close()
     partial = to.parent / f".{to.name}.{running.id}.partial"
-    partial.write_bytes(b"half")
+    partial.mkdir()
+    (partial / "content").write_bytes(b"half")
     with TestClient(create_app(world.deps())) as client:
         stage = Stage.__new__(Stage)
         stage.client = client
@@ -508,13 +510,113 @@ def test_an_operation_that_a_restart_interrupted_is_cleaned_up_and_failed(tmp_pa
     assert not to.exists()
 
 
+def test_a_restore_that_a_restart_cut_short_goes_on_where_it_was(tmp_path: Path) -> None:
+    """From the checkpoint that it began with, and without what its journal says is in the file."""
+    world = World(tmp_path)
+    with TestClient(create_app(world.deps())) as client:
+        repository = Stage(world, client).repository
+    catalogue = Catalogue.open(world.data / "catalogue.sqlite")
+    to = world.root / "restored.raw"
+    with catalogue.write() as session:
+        group = view_group(session, "shop")
+        request = {"member": "disk", "to": str(to), "at": "latest", "target": None}
+        steps = ["choose checkpoint", "write aside", "rename"]
+        running = add_operation(session, "Restore", group, request, steps, utc(world.clock.now_ns()))
+        note_step(session, running.id, 1, OperationStep(name="write aside", state="running"))
+    catalogue.close()
+    aside = to.parent / f".{to.name}.{running.id}.partial"
+    aside.mkdir()
+    journal = RestoreJournal(aside / "journal")
+    journal.begin(repository.held[0].id, "copies")
+    journal.wrote(["s/0"])
+    with (aside / "journal").open("ab") as torn:
+        torn.write(b'{"type":"written","segm')
+    with (aside / "content").open("wb") as file:
+        file.write(b"kept" * 128)  # not what the segment holds: whoever reads it again, overwrites it
+    with TestClient(create_app(world.deps())) as client:
+        stage = Stage.__new__(Stage)
+        stage.client = client
+        ended = stage.finish(running.model_dump(mode="json"))
+    assert ended["phase"] == "Succeeded", ended
+    assert ended["result"]["checkpoint"] == repository.held[0].id
+    assert (ended["result"]["bytes_written"], ended["result"]["bytes_kept"]) == (512, 512)
+    content = to.read_bytes()
+    assert (content[:512], content[8192:8704], len(content)) == (b"kept" * 128, b"data" * 128, 2**20)
+    assert not aside.exists()
+
+
+@pytest.mark.parametrize("moment", ["before the name", "with both names", "after the name"])
+@pytest.mark.parametrize("member", ["disk", "orders"])
+def test_a_restore_that_was_cut_short_at_its_end_ends(tmp_path: Path, member: str, moment: str) -> None:
+    """Whole, before or after it took its name: it succeeds, and nothing is left aside."""
+    world = World(tmp_path)
+    with TestClient(create_app(world.deps())) as client:
+        repository = Stage(world, client).repository
+    catalogue = Catalogue.open(world.data / "catalogue.sqlite")
+    to = world.root / "restored"
+    with catalogue.write() as session:
+        request = {"member": member, "to": str(to), "at": "latest", "target": None}
+        steps = ["choose checkpoint", "write aside", "rename"]
+        group, now = view_group(session, "shop"), utc(world.clock.now_ns())
+        running = add_operation(session, "Restore", group, request, steps, now)
+        note_step(session, running.id, 2, OperationStep(name="rename", state="running"))
+    catalogue.close()
+    aside = to.parent / f".{to.name}.{running.id}.partial"
+    aside.mkdir()
+    journal = RestoreJournal(aside / "journal")
+    journal.begin(repository.held[0].id, "copies")
+    journal.end(8, 0)
+    content = aside / "content"
+    if member == "orders":
+        content.mkdir()
+        (content / "note").write_bytes(b"the tree")
+    else:
+        content.write_bytes(b"the disk")
+    if moment == "with both names" and member == "disk":
+        os.link(content, to)
+    elif moment == "after the name":
+        content.rename(to)
+    with TestClient(create_app(world.deps())) as client:
+        stage = Stage.__new__(Stage)
+        stage.client = client
+        ended = stage.finish(running.model_dump(mode="json"))
+    assert ended["phase"] == "Succeeded", ended
+    assert (to if member == "disk" else to / "note").read_bytes() == (b"the disk" if member == "disk" else b"the tree")
+    assert not aside.exists()
+
+
+def test_a_restore_under_way_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that is stopped leaves what is written where it is, and is done when it has been started again."""
+    world = World(tmp_path)
+    to = world.root / "restored.raw"
+    begun, stopping = threading.Event(), threading.Event()
+    stop = operations.Operations.stop
+
+    async def stop_and_go_on(running: operations.Operations) -> None:
+        running._stopping.set()
+        stopping.set()
+        await stop(running)
+
+    def hold() -> None:
+        begun.set()
+        assert stopping.wait(WAIT_SECONDS)
+
+    monkeypatch.setattr(operations.Operations, "stop", stop_and_go_on)
+    with TestClient(create_app(world.deps())) as client:
+        stage = Stage(world, client)
+        stage.repository.volumes[1].before_read = hold
+        operation = stage.begin("restores", member="disk", to=str(to))
+        assert begun.wait(WAIT_SECONDS)
+    stage.repository.volumes[1].before_read = lambda: None
+    assert not to.exists()
+    with TestClient(create_app(world.deps())) as client:
+        stage = Stage.__new__(Stage)
+        stage.client = client
+        assert stage.finish(operation)["phase"] == "Succeeded"
+    assert to.read_bytes()[:512] == b"boot" * 128
+
+
 # ------------------------------------------------------------------ small parts
-
-
-def test_neighbouring_extents_are_read_together() -> None:
-    """A volume written in 4 KiB blocks is not read in 4 KiB blocks."""
-    volume = FakeVolume(2**20, {n * 4096: bytes([n]) * 4096 for n in (0, 1, 2, 9)})
-    assert [(offset, len(data)) for offset, data in pieces(volume)] == [(0, 3 * 4096), (9 * 4096, 4096)]
 
 
 def test_an_export_that_is_no_nbd_server_is_found_out(tmp_path: Path) -> None:

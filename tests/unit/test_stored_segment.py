@@ -10,7 +10,8 @@ from dpac_api.errors import Corruption
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import BULK_BLOCK_BYTES, SegmentKind, SegmentWriter
 from dpac_engine.io.clock import SystemClock
-from dpac_engine.io.repository import BlockCache, RepositoryWriter, StoredSegment
+from dpac_engine.io.repository import RepositoryWriter
+from dpac_engine.io.stored_segment import BlockCache, StoredSegment
 from dpac_engine.io.stores.memory import MemoryStore
 
 KEY, UID = bytes(32), "1" * 32

@@ -152,6 +152,7 @@ class RestoreReport(Model):
     to: str
     bytes_written: int
     seconds: float
+    bytes_kept: int = Field(default=0, description="What lay there already, and was neither fetched nor written.")
     bytes_zeroed: int = Field(default=0, description="In place, volumes: what became zeroes without being written.")
     paths_written: int = Field(default=0, description="In place, directories: made, replaced, or given other metadata.")
     paths_removed: int = Field(default=0, description="In place, directories: those that were not there then.")

@@ -18,7 +18,8 @@ from dpac_engine.core.merge import Kept, merged_rows
 from dpac_engine.core.records import Kind
 from dpac_engine.core.retention import Merge
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
-from dpac_engine.io.repository import RepositoryWriter, StoredSegment
+from dpac_engine.io.repository import RepositoryWriter
+from dpac_engine.io.stored_segment import StoredSegment
 
 log = logging.getLogger(__name__)
 

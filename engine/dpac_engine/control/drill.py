@@ -18,7 +18,7 @@ from dpac_api.errors import Corruption, DpacError, NotFound, Temporary
 from dpac_api.models import DirectorySpec, DrillReport, DrillRequest, MemberDrill
 from dpac_engine.control import drill_report
 from dpac_engine.control.catalogue import utc
-from dpac_engine.control.image_reading import pieces, stored_bytes
+from dpac_engine.control.image_reading import each_run, read_whole, stored_bytes
 from dpac_engine.control.operations import RESTARTED, Cast, Failed
 from dpac_engine.control.recovery import ImageView, MemberView
 from dpac_engine.control.worker_api import WorkerMount
@@ -57,6 +57,10 @@ class Drill:
         if _EXPORT in self.plan():
             with suppress(NotFound):
                 self._cast.call(self._cast.worker.unmount(self._mount_id))
+
+    def goes_on(self) -> bool:
+        """See `operations.Run`."""
+        return False
 
     def interrupted(self) -> str:
         """See `operations.Run`."""
@@ -133,8 +137,8 @@ class Drill:
         volume.read(0, min(512, volume.size_bytes))
         opened_seconds = self._elapsed_seconds()
         goal, done = stored_bytes(volume), 0
-        for _, data in pieces(volume):
-            done += len(data)
+        for _, length in each_run(volume, read_whole):
+            done += length
             self._cast.progress(f"{done} of {goal} bytes read", done, goal)
         return MemberDrill(opened_seconds=opened_seconds, checked_bytes=done, checks={"every block authentic": "ok"})
 
@@ -147,7 +151,7 @@ class Drill:
         recovery = self._cast.stage.recovery
         done = recovery.restore_tree(
             tree, root, lambda done, total: self._cast.progress(f"{done} bytes restored", done, total)
-        )
+        ).written
         checks = {"every file restored": "ok"}
         spec = self._cast.group.spec.members.get(name)
         if isinstance(spec, DirectorySpec) and spec.blueprint is not None:

@@ -3,54 +3,45 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from dpac_engine.control.recovery import VolumeView
+from dpac_engine.core.image import StoredRun
 
-PIECE_BYTES = 4 * 2**20
 READERS = 4
-"""Pieces that are fetched, decrypted and decompressed at the same time; that works without the interpreter."""
+"""Runs that are fetched, decrypted and decompressed at the same time; that works without the interpreter."""
+
+T = TypeVar("T")
 
 
-def pieces(volume: VolumeView) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of everything stored of the volume, in order, authenticated by being read."""
+def each_run(volume: VolumeView, work: Callable[[StoredRun], T]) -> Iterator[tuple[StoredRun, T]]:
+    """What `work` made of everything stored of the volume, in the order of `VolumeView.runs`.
+
+    It is called in threads, for several runs at once. The first error of it ends this, once those under way have ended.
+    """
     with ThreadPoolExecutor(READERS, thread_name_prefix="image") as readers:
-        ahead: deque[tuple[int, Future[bytes]]] = deque()
+        ahead: deque[tuple[StoredRun, Future[T]]] = deque()
         try:
-            for at, length in _spans(volume):
-                ahead.append((at, readers.submit(volume.read, at, length)))
+            for run in volume.runs():
+                ahead.append((run, readers.submit(work, run)))
                 if len(ahead) > READERS:
-                    begin, reading = ahead.popleft()
-                    yield begin, reading.result()
+                    oldest, working = ahead.popleft()
+                    yield oldest, working.result()
             while ahead:
-                begin, reading = ahead.popleft()
-                yield begin, reading.result()
+                oldest, working = ahead.popleft()
+                yield oldest, working.result()
         finally:
-            for _, reading in ahead:
-                reading.cancel()
+            for _, working in ahead:
+                working.cancel()
 
 
-def _spans(volume: VolumeView) -> Iterator[tuple[int, int]]:
-    for offset, length in _joined(volume):
-        for at in range(offset, offset + length, PIECE_BYTES):
-            yield at, min(PIECE_BYTES, offset + length - at)
+def read_whole(run: StoredRun) -> int:
+    """Read a run, and so authenticate it; how many bytes it has."""
+    return sum(len(data) for _, data in run.content())
 
 
 def stored_bytes(volume: VolumeView) -> int:
     """How much of the volume is stored."""
     return sum(length for _, length in volume.extents())
-
-
-def _joined(volume: VolumeView) -> Iterator[tuple[int, int]]:
-    """The extents, neighbours joined, so that small writes are not read one by one."""
-    begin = end = 0
-    for offset, length in volume.extents():
-        if offset != end and end > begin:
-            yield begin, end - begin
-            begin = offset
-        elif end == begin:
-            begin = offset
-        end = offset + length
-    if end > begin:
-        yield begin, end - begin

@@ -35,7 +35,7 @@ MOUNTS_MAX = 100
 OPEN_AGAIN_SECONDS = 2.0
 
 OpenReader = Callable[[str, TargetSpec], RepositoryReader]
-RestoreTree = Callable[..., int]
+RestoreTree = Callable[..., object]
 
 
 class _MountFile(Model):

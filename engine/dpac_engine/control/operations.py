@@ -1,7 +1,7 @@
 """Runs operations: each is a plan of named steps, journalled before and after every one of them.
 
-A run that a restart of control interrupted is cleaned up from its journal alone and marked failed; one that had not begun
-begins. Operations have threads of their own; the data path is in other processes.
+A run that a restart of control interrupted goes on if it can; else it is cleaned up from its journal alone and marked failed.
+One that had not begun begins. Operations have threads of their own; the data path is in other processes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ WORKER_SECONDS_MAX = 120.0
 RESTARTED = "The backend was restarted while this ran; it was cleaned up. Start it again."
 
 
+class _Stopping(Temporary):
+    """The backend stops, while a step is under way."""
+
+
 class Failed(DpacError):
     """The operation did what it should and found something wrong; its report says what."""
 
@@ -61,6 +65,10 @@ class Run(Protocol):
 
     def clean_up(self) -> None:
         """Remove everything but the outcome; may be called at any time, more than once."""
+
+    def goes_on(self) -> bool:
+        """Whether it takes its steps again, and goes on where it was, if a restart of control cuts it short now; knows the
+        journal only. Else it is cleaned up and has failed."""
 
     def interrupted(self) -> str:
         """What to say of it, cleaned up, after a restart of control cut it short; knows the journal only."""
@@ -125,16 +133,16 @@ class Operations:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Clean up after runs that a restart interrupted; begin those that had not begun."""
+        """Go on with runs that a restart interrupted, or clean up after them; begin those that had not begun."""
         self._loop = asyncio.get_running_loop()
         for operation in await asyncio.to_thread(self._unfinished):
             if operation.phase == Phase.PENDING:
                 self.submit(operation.id)
             else:
-                self._pool.submit(self._abandon, operation)
+                self._pool.submit(self._take_up, operation)
 
     async def stop(self) -> None:
-        """Ask the runs to stop at their next progress, and wait until they have cleaned up."""
+        """Ask the runs to stop at their next progress, and wait until they have cleaned up, or can go on later."""
         self._stopping.set()
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
@@ -158,10 +166,14 @@ class Operations:
             return
         journal = _Journal(self._stage, operation, self._stopping)
         run = self._kinds[operation.kind](self._cast(group, operation, journal.progress))
-        error = _perform_steps(run, operation, journal)
+        try:
+            error = _perform_steps(run, operation, journal)
+        except _Stopping:
+            _log.info("operation %s goes on when the backend is started again", operation_id)
+            return
         self._finish(operation_id, Phase.FAILED if error else Phase.SUCCEEDED, run.result(), error)
 
-    def _abandon(self, operation: Operation) -> None:
+    def _take_up(self, operation: Operation) -> None:
         if operation.kind not in self._kinds:  # a checkpoint: the worker takes it, whether control lives or not
             message = "The backend was restarted while this ran. `dpac checkpoints` shows whether it was taken."
         else:
@@ -169,6 +181,10 @@ class Operations:
                 with self._stage.catalogue.read() as session:
                     group = view_group(session, operation.group)
                 run = self._kinds[operation.kind](self._cast(group, operation))
+                if run.goes_on():
+                    _log.info("operation %s goes on", operation.id)
+                    self._perform(operation.id)
+                    return
                 message = run.interrupted()
                 run.clean_up()
             except Exception as cause:
@@ -194,13 +210,18 @@ class Operations:
 
 
 def _perform_steps(run: Run, operation: Operation, journal: _Journal) -> str | None:
-    """Take every step of the plan, then clean up; the error's message if one failed."""
+    """Take every step of the plan, then clean up; the error's message if one failed.
+
+    _Stopping, with nothing cleaned up, if the backend stops and the run goes on at its next start.
+    """
     error: str | None = None
     for index, planned in enumerate(operation.steps):
         journal.begin(index, planned.name)
         try:
             journal.end(run.step(planned.name), failed=False)
         except DpacError as cause:
+            if isinstance(cause, _Stopping) and run.goes_on():
+                raise
             error = cause.message
         except Exception as cause:
             _log.exception("operation %s failed at %r", operation.id, planned.name)
@@ -249,7 +270,7 @@ class _Journal:
     def progress(self, message: str, done_bytes: int | None = None, total_bytes: int | None = None) -> None:
         """A step goes on."""
         if self._stopping.is_set():
-            raise Temporary("The backend is stopping. Start the operation again once it runs.")
+            raise _Stopping("The backend is stopping. Start the operation again once it runs.")
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             found = None if done_bytes is None else _progress(done_bytes, total_bytes, time.monotonic() - self._began)
             self._write(self._step.model_copy(update={"message": message, "progress": found}))

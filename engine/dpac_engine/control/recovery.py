@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dpac_api.models import TargetSpace, TargetSpec
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange
+from dpac_engine.core.image import StoredRun
 from dpac_engine.core.manifest import Hold
 
 Progress = Callable[[int, int | None], None]
@@ -32,6 +33,9 @@ class VolumeView(Protocol):
     def extents(self) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored, in order; the rest reads as zeroes."""
 
+    def runs(self) -> Iterator[StoredRun]:
+        """All of that as it lies at the target, the newest segment first; no stored block is in two of them."""
+
 
 class TreeView(Protocol):
     """A directory at a checkpoint."""
@@ -50,6 +54,14 @@ class TreeView(Protocol):
 
     def read_chunk(self, digest: bytes) -> bytes:
         """The content with that hash; Corruption if it is damaged or missing."""
+
+
+class TreeOutcome(NamedTuple):
+    """What became of the content of a tree's files, in bytes."""
+
+    written: int
+    kept: int
+    """Those that lay there from an earlier try."""
 
 
 class ImageView(Protocol):
@@ -175,8 +187,11 @@ class Recovery(Protocol):
     def probe(self, target: TargetSpec) -> dict[str, str]:
         """Probe -> `ok`, or what is wrong and what to do; tries what replication needs, leaves nothing behind."""
 
-    def restore_tree(self, tree: TreeView, to: Path, progress: Progress) -> int:
-        """Write a directory to the empty or missing folder `to`; returns the content's bytes."""
+    def restore_tree(self, tree: TreeView, to: Path, progress: Progress, partial: Path | None = None) -> TreeOutcome:
+        """Write a directory to the empty or missing folder `to`.
+
+        `partial`: where it is built. It stays if this fails, and a later call goes on with what is sound of it.
+        """
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """The blueprint's checks of a restored directory: check -> `ok`, or what is wrong."""

@@ -14,7 +14,7 @@ from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unrecover
 from dpac_api.models import S3TargetSpec, TargetSpace, TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.known_damage import is_hurt
-from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeView
+from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeOutcome, TreeView
 from dpac_engine.control.shipper import hold_or_release
 from dpac_engine.control.space import measure
 from dpac_engine.control.worker_api import HoldChange
@@ -26,6 +26,7 @@ from dpac_engine.core.manifest import COMPLETE_EVERY, Hold, MemberState, Segment
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.keys import Keyring
+from dpac_engine.io.members import tree_restore
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, worth_opening
 from dpac_engine.io.stores.prefixed import PrefixedStore
 from dpac_engine.io.verification import CheckKey, Verifier
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 OpenStore = Callable[[TargetSpec], Store]
 """The whole target."""
-RestoreTree = Callable[..., int]
+RestoreTree = Callable[..., tree_restore.Written]
 
 
 def group_prefix(group_uid: str) -> str:
@@ -257,7 +258,7 @@ class TargetRecovery:
             return {"reach": error.message}
         return results
 
-    def restore_tree(self, tree: TreeView, to: Path, progress: Progress) -> int:
+    def restore_tree(self, tree: TreeView, to: Path, progress: Progress, partial: Path | None = None) -> TreeOutcome:
         """See `Recovery.restore_tree`."""
         done, goal = 0, 0
 
@@ -270,7 +271,8 @@ class TargetRecovery:
             done += count
             progress(done, goal)
 
-        return self._restore(tree.entries(), tree.read_chunk, to, wrote, expect, tree.chunk_place)
+        found = self._restore(tree.entries(), tree.read_chunk, to, wrote, expect, tree.chunk_place, partial)
+        return TreeOutcome(found.written, found.kept)
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """See `Recovery.check`."""

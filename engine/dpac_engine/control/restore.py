@@ -1,4 +1,7 @@
-"""Restore: write one member, as it was at a checkpoint, to a new path. Whole or not at all: written aside, then renamed."""
+"""Restore: write one member, as it was at a checkpoint, to a new path. Whole or not at all: written aside, then renamed.
+
+One that a restart cut short goes on: what lies aside is not fetched and written again.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from typing import Any
 from dpac_api.errors import Invalid, NotFound
 from dpac_api.models import RestoreReport, RestoreRequest
 from dpac_engine.control.host_checks import check_restore_path
-from dpac_engine.control.image_reading import pieces, stored_bytes
+from dpac_engine.control.image_reading import stored_bytes
 from dpac_engine.control.operations import RESTARTED, Cast
-from dpac_engine.control.recovery import ImageView, TreeView, VolumeView
+from dpac_engine.control.recovery import ImageView, TreeView
+from dpac_engine.control.restore_journal import RestoreJournal, Whole
+from dpac_engine.control.volume_restore import VolumeRestore
 from dpac_engine.core.globs import matching, with_folders
-from dpac_engine.io.files import sync_folder, written_back
-from dpac_engine.io.holes import write_sparse
+from dpac_engine.io.files import sync_folder
+from dpac_engine.io.volume_file import VolumeFile
 
 _CHOOSE, _WRITE, _RENAME = "choose checkpoint", "write aside", "rename"
-_TREE = "tree"
 
 
 class _Part:
@@ -60,6 +64,8 @@ class Restore:
         assert self._request.to is not None, "a restore in place is another Run"
         self._to = Path(self._request.to)
         self._aside = self._to.parent / f".{self._to.name}.{cast.operation.id}.partial"
+        self._content = self._aside / "content"
+        self._journal = RestoreJournal(self._aside / "journal")
         self._report: RestoreReport | None = None
 
     def plan(self) -> Sequence[str]:
@@ -72,10 +78,11 @@ class Restore:
 
     def clean_up(self) -> None:
         """See `operations.Run`: what was written aside goes; after the rename there is nothing."""
-        if self._aside.is_dir():
-            shutil.rmtree(self._aside, ignore_errors=True)
-        else:
-            self._aside.unlink(missing_ok=True)
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def goes_on(self) -> bool:
+        """See `operations.Run`: once it is on record what is restored."""
+        return self._journal.begun is not None
 
     def interrupted(self) -> str:
         """See `operations.Run`."""
@@ -89,8 +96,9 @@ class Restore:
 
     def _choose(self) -> str:
         self._started_ns = self._cast.stage.clock.monotonic_ns()
-        timeline, group = self._cast.stage.timeline, self._cast.group
-        target, self._mark, note = timeline.resolve(group, self._request.at, self._request.target)
+        timeline, group, begun = self._cast.stage.timeline, self._cast.group, self._journal.begun
+        at, wanted = (begun.checkpoint, begun.target) if begun else (self._request.at, self._request.target)
+        target, self._mark, note = timeline.resolve(group, at, wanted)
         repository = timeline.private(group, target)
         held = {member.name: (ordinal, member.kind) for ordinal, member in repository.members_at(self._mark).items()}
         if self._request.member not in held:
@@ -102,49 +110,56 @@ class Restore:
         if self._request.paths and self._kind == "volume":
             raise Invalid(f"The member {self._request.member!r} was a volume then: it has bytes and no paths.")
         self._image: ImageView = repository.image(self._mark)
-        check_restore_path(str(self._to), directory=self._kind == "directory")
+        if begun is None:
+            check_restore_path(str(self._to), directory=self._kind == "directory")
+            self._aside.mkdir(mode=0o700)  # all of it lies in here, and is found again by clean_up
+            self._journal.begin(self._mark.id, target)
         return f"{self._mark.id} at {target}{f'; {note}' if note else ''}"
 
     def _write(self) -> str:
-        if self._kind == "volume":
-            self._written = self._write_volume(self._image.volume(self._ordinal))
-        else:
-            tree: TreeView = self._image.tree(self._ordinal)
-            if self._request.paths:
-                tree = _Part(tree, matching(tree.paths(), self._request.paths))
-            self._aside.mkdir()  # whatever a killed restore leaves lies in it, and is found again by clean_up
-            self._written = self._cast.stage.recovery.restore_tree(
-                tree, self._aside / _TREE, lambda done, total: self._cast.progress(f"{done} bytes written", done, total)
-            )
-        return f"{self._written} bytes"
+        done = self._journal.whole
+        if done is None:
+            written, kept = self._write_volume() if self._kind == "volume" else self._write_tree()
+            done = self._journal.end(written, kept)
+        self._whole: Whole = done
+        kept_too = f", {done.bytes_kept} were there from before the restart" if done.bytes_kept else ""
+        return f"{done.bytes_written} bytes{kept_too}"
 
-    def _write_volume(self, volume: VolumeView) -> int:
-        goal, done = stored_bytes(volume), 0
-        free = shutil.disk_usage(self._aside.parent).free
-        if goal > free:
-            raise Invalid(
-                f"The volume needs {goal} bytes and {self._aside.parent} has {free} free. Make room, or choose another disk."
-            )
-        with open(self._aside, "xb") as file:
-            os.truncate(file.fileno(), volume.size_bytes)
-            with written_back(file.fileno()) as wrote:
-                for offset, data in pieces(volume):
-                    write_sparse(file.fileno(), data, offset)
-                    done += len(data)
-                    wrote(len(data))
-                    self._cast.progress(f"{done} of {goal} bytes written", done, goal)
-        return done
+    def _write_volume(self) -> tuple[int, int]:
+        volume = self._image.volume(self._ordinal)
+        with VolumeFile(self._content, volume.size_bytes) as file:
+            goal = stored_bytes(volume)
+            free = shutil.disk_usage(self._aside).free + file.allocated_bytes
+            if goal > free:
+                raise Invalid(
+                    f"The volume needs {goal} bytes and {self._to.parent} has {free} free. Make room, or choose another disk."
+                )
+            return VolumeRestore(
+                volume,
+                file,
+                self._journal,
+                lambda done, total: self._cast.progress(f"{done} of {total} bytes written", done, total),
+            ).run()
+
+    def _write_tree(self) -> tuple[int, int]:
+        tree: TreeView = self._image.tree(self._ordinal)
+        if self._request.paths:
+            tree = _Part(tree, matching(tree.paths(), self._request.paths))
+        partial = self._aside / "partial"
+        if self._content.exists():
+            self._content.rename(partial)  # whole, but nobody knew: it is looked through
+        return self._cast.stage.recovery.restore_tree(
+            tree,
+            self._content,
+            lambda done, total: self._cast.progress(f"{done} bytes written", done, total),
+            partial,
+        )
 
     def _rename(self) -> str:
         """Never over anything: `link` fails where a file is, `rename` of a folder where the folder is not empty."""
         try:
-            if self._kind == "volume":
-                os.link(self._aside, self._to)
-                self._aside.unlink()
-            else:
-                with suppress(FileNotFoundError):
-                    self._to.rmdir()
-                (self._aside / _TREE).rename(self._to)
+            if os.path.lexists(self._content):  # else it was renamed right before a restart
+                self._take_name()
         except OSError as cause:
             raise Invalid(f"{self._to} came into being meanwhile ({cause.strerror}). Choose another path.") from cause
         sync_folder(self._to.parent)
@@ -152,7 +167,19 @@ class Restore:
             checkpoint=self._mark.id,
             member=self._request.member,
             to=str(self._to),
-            bytes_written=self._written,
+            bytes_written=self._whole.bytes_written,
+            bytes_kept=self._whole.bytes_kept,
             seconds=round((self._cast.stage.clock.monotonic_ns() - self._started_ns) / 1e9, 3),
         )
         return str(self._to)
+
+    def _take_name(self) -> None:
+        if self._kind == "volume":
+            with suppress(FileNotFoundError):
+                if os.path.samefile(self._content, self._to):
+                    return  # linked, right before a restart
+            os.link(self._content, self._to)
+        else:
+            with suppress(FileNotFoundError):
+                self._to.rmdir()
+            self._content.rename(self._to)

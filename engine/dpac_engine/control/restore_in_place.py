@@ -53,6 +53,10 @@ class RestoreInPlace:
         with suppress(Unreachable, NotFound):
             self._cast.call(self._cast.worker.release(self._cast.group.uid, self._cast.operation.id))
 
+    def goes_on(self) -> bool:
+        """See `operations.Run`: the worker that did the work may have been restarted as well."""
+        return False
+
     def interrupted(self) -> str:
         """See `operations.Run`."""
         steps = {step.name: step for step in self._cast.operation.steps}

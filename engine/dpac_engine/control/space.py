@@ -14,7 +14,8 @@ from dpac_engine.core.manifest import SegmentRef
 from dpac_engine.core.merge import merged_rows
 from dpac_engine.core.ports import Store
 from dpac_engine.core.segment import SegmentKind
-from dpac_engine.io.repository import RepositoryReader, StoredSegment
+from dpac_engine.io.repository import RepositoryReader
+from dpac_engine.io.stored_segment import StoredSegment
 
 SIZED_MAX = 256
 """Objects of one kind that are asked for their size."""

@@ -46,6 +46,10 @@ class Verify:
     def clean_up(self) -> None:
         """See `operations.Run`: nothing is left behind."""
 
+    def goes_on(self) -> bool:
+        """See `operations.Run`."""
+        return False
+
     def interrupted(self) -> str:
         """See `operations.Run`."""
         return RESTARTED

@@ -11,10 +11,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dpac_api.errors import Corruption, NotFound
-from dpac_engine.core.extents import ZEROES, ExtentMap, Int64Array, fold
+from dpac_engine.core.extents import ZEROES, ExtentMap, Int64Array, Piece, fold
 from dpac_engine.core.records import Flags, Keyspace, Kind
 from dpac_engine.core.segment import RowArray
 
+RUN_BYTES = 4 * 2**20
+"""Of a segment's block stream, read at once; a multiple of every block size."""
+GAP_BYTES_MAX = 256 * 1024
+"""Dead bytes that are read with what lies around them: less than another request costs."""
 _DATA_KINDS = (Kind.WRITE, Kind.FILL)
 _DEVICE_KINDS = (Kind.WRITE, Kind.FILL, Kind.ZERO, Kind.TRIM)
 
@@ -30,8 +34,15 @@ class IndexedSegment(Protocol):
     def keys(self) -> Sequence[tuple[int, bytes]]:
         """(key space, key) of each put and delete row, in order."""
 
+    @property
+    def name(self) -> str:
+        """What it is called at its target, where its content never changes; empty for what lies in memory."""
+
     def read(self, position: int, length: int) -> bytes:
         """Bytes of the block stream; Corruption if they are damaged."""
+
+    def read_once(self, position: int, length: int) -> bytes:
+        """The same for who reads everything, from end to end: nothing of it is kept."""
 
 
 class Span(NamedTuple):
@@ -103,6 +114,29 @@ def _key_indexes(segments: Sequence[RowArray], rows: RowArray) -> Int64Array:
     return np.where(keyed, before - np.repeat(at_first, lengths), -1).astype(np.int64)
 
 
+class StoredRun(NamedTuple):
+    """Bytes that lie together in a segment, of which a device is made at one place or several."""
+
+    segment: str
+    """Its name; empty if it has none."""
+    places: list[Piece]
+    """In the order of their positions."""
+    read: Callable[[int, int], bytes]
+
+    @property
+    def length(self) -> int:
+        """How much of the device they are."""
+        return sum(piece.length for piece in self.places)
+
+    def content(self) -> Iterator[tuple[int, memoryview]]:
+        """(offset, bytes) of each place, by one read; Corruption if what is stored is damaged."""
+        begin = self.places[0].position
+        stored = memoryview(self.read(begin, self.places[-1].position + self.places[-1].length - begin))
+        for piece in self.places:
+            at = piece.position - begin
+            yield piece.offset, stored[at : at + piece.length]
+
+
 class VolumeImage:
     """A device at a checkpoint. `size_bytes` is its size then."""
 
@@ -143,11 +177,51 @@ class VolumeImage:
         ends = begins + (self.map.ends - self.map.starts)[mine]
         return any(bool(((begins < span.end) & (ends > span.begin)).any()) for span in spans)
 
+    def runs(self) -> Iterator[StoredRun]:
+        """All that is stored of it, the newest segment first, each from its beginning to its end: no block twice."""
+        sources, starts, positions = self.map.sources, self.map.starts, self.map.positions
+        lengths = self.map.ends - starts
+        order = np.lexsort((positions, -sources))
+        order = order[sources[order] != ZEROES]
+        places: list[Piece] = []
+        for offset, length, source, position in zip(
+            *(column[order].tolist() for column in (starts, lengths, sources, positions)), strict=True
+        ):
+            for piece in _cut(offset, length, source, position):
+                if places and not _together(places[-1], piece):
+                    yield self._run(places)
+                    places = []
+                places.append(piece)
+        if places:
+            yield self._run(places)
+
+    def _run(self, places: list[Piece]) -> StoredRun:
+        segment = self._segments[places[0].source]
+        return StoredRun(segment.name, places, segment.read_once)
+
     def extents(self) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored, in order; the rest reads as zeroes."""
         for piece in self.map.pieces():
             if piece.source != ZEROES:
                 yield piece.offset, piece.length
+
+
+def _cut(offset: int, length: int, source: int, position: int) -> Iterator[Piece]:
+    """An extent, cut where the runs of its segment end."""
+    end = position + length
+    while position < end:
+        part = min(end, position - position % RUN_BYTES + RUN_BYTES) - position
+        yield Piece(offset, part, source, position)
+        offset, position = offset + part, position + part
+
+
+def _together(one: Piece, other: Piece) -> bool:
+    """Whether one read gets both: they are of the same part of a segment, and not much lies between."""
+    return (
+        one.source == other.source
+        and one.position // RUN_BYTES == other.position // RUN_BYTES
+        and other.position - (one.position + one.length) < GAP_BYTES_MAX
+    )
 
 
 class _Value(NamedTuple):

@@ -234,6 +234,15 @@ class Unsealed(NamedTuple):
         """Bytes of the payloads, one after the other."""
         return self.stream[position : position + length]
 
+    @property
+    def name(self) -> str:
+        """See `image.IndexedSegment`."""
+        return ""
+
+    def read_once(self, position: int, length: int) -> bytes:
+        """See `image.IndexedSegment`."""
+        return self.read(position, length)
+
 
 class SegmentWriter:
     """Collects records in LSN order and seals them into one segment."""

@@ -1,20 +1,16 @@
-"""What files need beyond the standard library: replaced whole, folders synced, writes completed and kept flowing."""
+"""What files need beyond the standard library: replaced whole, folders synced, writes completed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpac_api.errors import Conflict, Invalid
 
 IOV_MAX = 1024
 """Parts that one system call takes (Linux)."""
-WRITE_BACK_BYTES = 64 * 2**20
-"""How much of a long write gathers in memory before the disk begins with it."""
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -98,30 +94,3 @@ def write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int)
             while rest:
                 rest = rest[os.pwrite(descriptor, rest, offset + wanted - len(rest)) :]
         offset += wanted
-
-
-@contextmanager
-def written_back(descriptor: int) -> Iterator[Callable[[int], None]]:
-    """Sync a file beside its writer, who tells how many bytes each write had; all of it is on disk at the end.
-
-    Without this the disk rests until the last byte is written, and the writer until the last byte is on disk.
-    Raises OSError.
-    """
-    unsynced = 0
-    syncing: Future[None] | None = None
-
-    def wrote(length: int) -> None:
-        nonlocal unsynced, syncing
-        unsynced += length
-        if unsynced < WRITE_BACK_BYTES or not (syncing is None or syncing.done()):
-            return
-        if syncing is not None:
-            syncing.result()
-        unsynced, syncing = 0, syncer.submit(os.fdatasync, descriptor)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="write-back") as syncer:
-        yield wrote
-        # An error is told to one sync only: what the last one beside found counts as what the final one finds.
-        if syncing is not None:
-            syncing.result()
-    os.fsync(descriptor)

@@ -7,13 +7,12 @@ import errno
 import os
 from collections.abc import Iterator
 
-from dpac_engine.io.files import write_all
-
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _ZEROES = bytes(2**20)
 _SPARSE_BYTES = 65_536
 """Shorter runs of zeroes are written: a file in many pieces is slower to read."""
+_SPARSE_ZEROES = memoryview(_ZEROES)[:_SPARSE_BYTES]
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -52,14 +51,14 @@ def data_ranges(descriptor: int, start: int, end: int) -> Iterator[tuple[int, in
         at = stop
 
 
-def write_sparse(descriptor: int, data: bytes, offset: int) -> None:
-    """Write into a file that is a hole there, leaving long runs of zeroes out of it. Raises OSError."""
+def data_runs(data: bytes | memoryview) -> Iterator[tuple[int, int]]:
+    """(begin, end) of what is left of `data` without long runs of zeroes."""
     view, begin = memoryview(data), 0
-    for at in range(0, len(data), _SPARSE_BYTES):
+    for at in range(0, len(view), _SPARSE_BYTES):
         part = view[at : at + _SPARSE_BYTES]
-        if part == _ZEROES[: len(part)]:
+        if part == _SPARSE_ZEROES[: len(part)]:
             if at > begin:
-                write_all(descriptor, [view[begin:at]], offset + begin)
+                yield begin, at
             begin = at + len(part)
-    if begin < len(data):
-        write_all(descriptor, [view[begin:]], offset + begin)
+    if begin < len(view):
+        yield begin, len(view)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import blake3
 import msgspec
 
-from dpac_api.errors import Conflict, Corruption, DpacError, Invalid, NotFound, Unrecoverable, Unsupported
+from dpac_api.errors import Conflict, Corruption, Invalid, NotFound, Unrecoverable, Unsupported
 from dpac_engine.core import checkpoints, manifest
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
@@ -26,23 +24,19 @@ from dpac_engine.core.segment import (
     SUPPORTED_FEATURES,
     DataKeys,
     Domain,
-    RowArray,
     Seal,
     SegmentHeader,
     SegmentKind,
-    SegmentReader,
     SegmentWriter,
 )
 from dpac_engine.core.tail import TailHeader
 from dpac_engine.io import escrow
+from dpac_engine.io.stored_segment import BlockCache, StoredSegment
 from dpac_engine.io.tails import StoredEnd, TailReader, TailSegment
 
-CACHE_BYTES = 64 * 2**20
 OPEN_THREADS = 16
 TAIL_TRIES = 8
 """How often tails are read again while manifests come or they change under the reader."""
-READ_BYTES_MAX = 4 * 2**20
-"""Plain bytes fetched by one read."""
 
 
 class RepositoryInfo(msgspec.Struct, frozen=True):
@@ -68,121 +62,6 @@ class SpecObject(msgspec.Struct, frozen=True):
     def escrow_keys(self) -> list[str]:
         """The escrow keys that the group declared."""
         return list(self.spec.get("encryption", {}).get("escrow", []))
-
-
-class BlockCache:
-    """Decrypted blocks of all segments, least recently used out first; safe for threads."""
-
-    def __init__(self, bytes_max: int = CACHE_BYTES) -> None:
-        self._bytes_max = bytes_max
-        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, segment: str, number: int) -> bytes | None:
-        """The block, or None if it is not cached."""
-        with self._lock:
-            block = self._blocks.get((segment, number))
-            if block is not None:
-                self._blocks.move_to_end((segment, number))
-            return block
-
-    def keep(self, segment: str, number: int, block: bytes) -> None:
-        """Remember a block."""
-        with self._lock:
-            if (segment, number) in self._blocks:
-                return
-            self._blocks[segment, number] = block
-            self._bytes += len(block)
-            while self._bytes > self._bytes_max:
-                self._bytes -= len(self._blocks.popitem(last=False)[1])
-
-
-class StoredSegment:
-    """A segment at a target, opened at its first use (an `image.IndexedSegment`)."""
-
-    def __init__(self, store: Store, ref: SegmentRef, data_keys: DataKeys, cache: BlockCache) -> None:
-        self.ref = ref
-        self._store = store
-        self._data_keys = data_keys
-        self._cache = cache
-        self._opened: SegmentReader | None = None
-        self._fetched_to = 0
-        self._fetched_blocks = 0
-        """How many blocks the last fetch had: who reads on where it ended gets twice as many."""
-
-    @property
-    def reader(self) -> SegmentReader:
-        """The open segment; its key is the one its header names."""
-        if self._opened is None:
-            name = self.ref.name
-            try:
-                opened = SegmentReader(
-                    lambda at, length: self._store.get(name, at, length), self.ref.bytes, self._data_keys
-                )
-                if opened.header.name != name:
-                    raise Corruption(f"what lies there is another segment, {opened.header.name}.")
-                self._opened = opened
-            except (NotFound, Corruption) as error:
-                raise self._damaged(error) from error
-        return self._opened
-
-    def _damaged(self, error: DpacError) -> Corruption:
-        return Corruption(
-            f"Segment {self.ref.name} cannot be read: {error.message} Recover from an earlier checkpoint or from another "
-            "target; `dpac verify` tells which checkpoints are affected."
-        )
-
-    def marks(self) -> list[Mark]:
-        """Its checkpoints, oldest first."""
-        return self.reader.marks()
-
-    @property
-    def rows(self) -> RowArray:
-        """See `image.IndexedSegment`."""
-        return self.reader.rows
-
-    @property
-    def keys(self) -> Sequence[tuple[int, bytes]]:
-        """See `image.IndexedSegment`."""
-        return self.reader.keys
-
-    def read(self, position: int, length: int) -> bytes:
-        """See `image.IndexedSegment`."""
-        if not length:
-            return b""
-        block_bytes = self.reader.header.block_bytes
-        first, begin = divmod(position, block_bytes)
-        last = (position + length - 1) // block_bytes
-        parts = [memoryview(self._block(number, last)) for number in range(first, last + 1)]
-        parts[-1] = parts[-1][: position + length - last * block_bytes]
-        parts[0] = parts[0][begin:]
-        return b"".join(parts)
-
-    def _block(self, number: int, last: int) -> bytes:
-        """A block, fetched together with those up to `last` that follow it, and with more while reads go on in order."""
-        block = self._cache.get(self.ref.name, number)
-        if block is not None:
-            return block
-        most = min(READ_BYTES_MAX // self.reader.header.block_bytes, self.reader.block_count - number)
-        wanted = min(last - number + 1, most)
-        ahead = min(2 * self._fetched_blocks, most) if number == self._fetched_to else 0
-        try:
-            blocks = self._fetch(number, max(wanted, ahead), wanted)
-        except (NotFound, Corruption) as error:
-            raise self._damaged(error) from error
-        self._fetched_to, self._fetched_blocks = number + len(blocks), len(blocks)
-        for at, plain in enumerate(blocks):
-            self._cache.keep(self.ref.name, number + at, plain)
-        return blocks[0]
-
-    def _fetch(self, number: int, count: int, wanted: int) -> list[bytes]:
-        try:
-            return self.reader.blocks(number, count)
-        except Corruption:
-            if count == wanted:
-                raise
-            return self.reader.blocks(number, wanted)  # the damage may lie in what nobody asked for
 
 
 class RepositoryReader:

@@ -150,6 +150,15 @@ class TailSegment(NamedTuple):
         """See `image.IndexedSegment`."""
         return self.content.read(position, length)
 
+    @property
+    def name(self) -> str:
+        """See `image.IndexedSegment`: tails come and go."""
+        return ""
+
+    def read_once(self, position: int, length: int) -> bytes:
+        """See `image.IndexedSegment`."""
+        return self.content.read(position, length)
+
     def marks(self) -> list[Mark]:
         """Its checkpoints, oldest first; the last one is its end."""
         return self.checkpoints

@@ -32,14 +32,13 @@ from dpac_engine.core.records import Keyspace
 from dpac_engine.core.segment import SUPPORTED_FEATURES, SegmentReader, decode_segment_header
 from dpac_engine.io import escrow
 from dpac_engine.io.repository import (
-    READ_BYTES_MAX,
     RepositoryInfo,
     RepositoryReader,
-    StoredSegment,
     open_spec,
     read_info,
     spec_key,
 )
+from dpac_engine.io.stored_segment import READ_BYTES_MAX, StoredSegment
 from dpac_engine.io.tails import TailSegment
 
 CheckKey = Callable[[str, bytes], None]

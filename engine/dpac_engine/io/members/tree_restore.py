@@ -8,8 +8,9 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Invalid, Temporary
 from dpac_engine.core.entries import ROOT, Entry, EntryType, decode_entry, digest_of
@@ -17,6 +18,7 @@ from dpac_engine.io.files import sync_folder
 from dpac_engine.io.members.beneath import Beneath, split
 
 ReadChunk = Callable[[bytes], bytes]
+
 
 _PARTIAL_PREFIX = ".dpac-restore-"
 _PARTIAL_SUFFIX = ".partial"
@@ -32,6 +34,14 @@ IMPLIED_FOLDER = Entry(type=EntryType.DIRECTORY, mode=0o755, uid=0, gid=0, mtime
 """Stands for a folder above an entry that has none itself."""
 
 
+class Written(NamedTuple):
+    """What became of the content of the files, in bytes."""
+
+    written: int
+    kept: int
+    """Those that lay there from an earlier try."""
+
+
 def restore_tree(
     entries: Iterable[tuple[bytes, bytes]],
     read_chunk: ReadChunk,
@@ -39,33 +49,56 @@ def restore_tree(
     progress: Callable[[int], None],
     expect: Callable[[int], None] = lambda _: None,
     place: Callable[[bytes], tuple[int, int]] = lambda _: (0, 0),
-) -> int:
-    """Recreate a tree at `to`, which is missing (its parent is not) or an empty folder; returns bytes of content.
+    partial: Path | None = None,
+) -> Written:
+    """Recreate a tree at `to`, which is missing (its parent is not) or an empty folder.
 
     `entries` are keys and values of key space ENTRY in any order; `read_chunk` gives the content of a chunk by its
     hash, which is checked. `expect` is told the bytes there are to write (other names of one file counted too), and
     `progress` those of each piece as it is written. Files are written in the order of the places of their first chunks:
     `place` tells where a chunk is stored. Everything is on disk when this returns. Until then it lies in a folder named
-    `.dpac-restore-*.partial`, which is removed on failure.
+    `.dpac-restore-*.partial`, which is removed on failure; or in `partial`, beside `to`, which stays: what an earlier call left
+    there is not read from the target again, as far as its hashes are right.
 
     As root the owners are restored, and devices; else everything belongs to the caller and a device is Denied.
     Conflict if `to` holds anything; Corruption if an entry or chunk is not what was written, or would leave `to`.
     """
     tree = checked(entries, read_chunk)
     expect(sum(length for entry in tree.values() if entry.type is EntryType.FILE for _, length, _ in entry.pieces()))
-    partial = _begin(to)
+    stays = partial is not None
+    if partial is None:
+        partial = _begin(to)
     try:
         try:
+            partial.mkdir(mode=0o700, exist_ok=True)
             with Beneath(partial) as beneath:
-                written = Restoring(beneath, tree, read_chunk, progress, place).run()
+                left = frozenset(_below(beneath)) if stays else frozenset[bytes]()
+                restoring = Restoring(beneath, tree, read_chunk, progress, place, left)
+                restoring.run()
                 sync_all(beneath.root_fd)
             _publish(partial, to, tree.get(ROOT))
         except OSError as error:
             raise of_dpac(error, to) from error
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not stays:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
-    return written
+    return restoring.done
+
+
+def _below(tree: Beneath) -> Iterator[bytes]:
+    """Every path that an earlier try left; its folders can be written to again."""
+    folders = [b""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(tree.folder(folder)) as listing:
+            found = [(os.fsencode(item.name), item.is_dir(follow_symlinks=False)) for item in listing]
+        for name, is_folder in found:
+            path = folder + b"/" + name if folder else name
+            if is_folder:
+                os.chmod(name, 0o700, dir_fd=tree.folder(folder))
+                folders.append(path)
+            yield path
 
 
 def checked(entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk) -> dict[bytes, Entry]:
@@ -144,7 +177,11 @@ class Restoring:
         read_chunk: ReadChunk,
         progress: Callable[[int], None],
         place: Callable[[bytes], tuple[int, int]],
+        left: frozenset[bytes] = frozenset(),
     ) -> None:
+        """`left`: what an earlier try made here."""
+        self.done = Written(0, 0)
+        self._left = left
         self._beneath = beneath
         self._tree = tree
         self._read_chunk = read_chunk
@@ -159,48 +196,68 @@ class Restoring:
         others = [path for path in paths if self._tree[path].type not in (EntryType.DIRECTORY, EntryType.FILE)]
         for path in folders:
             folder, name = split(path)
-            os.mkdir(name, 0o700, dir_fd=self._beneath.folder(folder))
+            if path not in self._left:
+                os.mkdir(name, 0o700, dir_fd=self._beneath.folder(folder))
         # Which of an inode's names is the first does not depend on where content is stored; it is there before the others.
         for path in [*files, *others]:
             if (inode := self._tree[path].inode) is not None:
                 self._first_names.setdefault(inode, path)
         links = [path for path in files if self._first_name(path) != path]
         contents = sorted(set(files).difference(links), key=self._stored_at)
-        written = sum(self._file(path, self._tree[path]) for path in [*contents, *links])
+        for path in [*contents, *links]:
+            self._file(path, self._tree[path])
         for path in others:
             self._other(path, self._tree[path])
         # What a folder holds sets its times, and its mode may forbid to change that: folders last, deepest first.
         for path in sorted(folders, key=lambda path: -path.count(b"/")):
             if self._tree[path] is not IMPLIED_FOLDER:
                 set_metadata(self._beneath.folder(path), self._tree[path])
-        return written
+        return self.done.written
 
     def _stored_at(self, path: bytes) -> tuple[int, int]:
         digests = self._tree[path].digests
         return self._place(digests[0]) if digests else (-1, 0)
 
-    def _file(self, path: bytes, entry: Entry) -> int:
+    def _file(self, path: bytes, entry: Entry) -> None:
         if self._linked(path):
-            return 0
-        fd = self._beneath.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            return
+        fd, is_left = self._opened(path)
+        written = kept = 0
         try:
             os.ftruncate(fd, entry.size)
-            written = 0
             for offset, length, digest in entry.pieces():
-                content = _verified(self._read_chunk(digest), digest)
-                if len(content) != length:
-                    raise Corruption(f"{path!r} lists a chunk of {len(content)} bytes where {length} belong.")
-                _write(fd, offset, content, entry.sparse)
-                written += length
+                if is_left and digest_of(os.pread(fd, length, offset)) == digest:
+                    kept += length
+                else:
+                    content = _verified(self._read_chunk(digest), digest)
+                    if len(content) != length:
+                        raise Corruption(f"{path!r} lists a chunk of {len(content)} bytes where {length} belong.")
+                    _write(fd, offset, content, entry.sparse and not is_left)
+                    written += length
                 self._progress(length)
             set_metadata(fd, entry)
         finally:
             os.close(fd)
-        return written
+        self.done = Written(self.done.written + written, self.done.kept + kept)
+
+    def _opened(self, path: bytes) -> tuple[int, bool]:
+        """A file to write, and whether an earlier try left it."""
+        if path in self._left:
+            try:
+                return self._beneath.open(path, os.O_RDWR), True
+            except PermissionError:  # its last mode is its own already, and this user is not root
+                self._remove_left(path)
+        return self._beneath.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), False
+
+    def _remove_left(self, path: bytes) -> None:
+        if path in self._left:
+            folder, name = split(path)
+            os.unlink(name, dir_fd=self._beneath.folder(folder))
 
     def _other(self, path: bytes, entry: Entry) -> None:
         if self._linked(path):
             return
+        self._remove_left(path)
         folder, name = split(path)
         fd = self._beneath.folder(folder)
         if entry.type is EntryType.SYMLINK:
@@ -228,6 +285,7 @@ class Restoring:
         first = self._first_name(path)
         if first == path:
             return False
+        self._remove_left(path)
         # A copy: looking up the second folder may close the first.
         from_fd = os.dup(self._beneath.folder(split(first)[0]))
         try:
