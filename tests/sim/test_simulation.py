@@ -1,7 +1,8 @@
 """A whole group, with the real spool, volumes, legs, seeds, bitmaps and compaction, in a world made from one seed.
 
 The fault model and what must be true are told in `tests/simulation/history.py`. A failure names its seed; `DPAC_SIM_SEED=N` plays that history
-again, the same to the last byte. `DPAC_SIM_SECONDS` is how long the soak goes on.
+again, the same to the last byte (`DPAC_SIM_KIND` says of which kind). The soak goes on for `DPAC_SIM_SECONDS`, in as many processes as there are
+processors, or `DPAC_SIM_PROCESSES`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +24,15 @@ from dpac_engine.core import merge, records
 from dpac_engine.io import spool
 from tests.sim.test_volume_crash import make_impatient
 from tests.simulation import host, stage
-from tests.simulation.history import History, play
+from tests.simulation.campaign import campaign
+from tests.simulation.history import play, replay_command
 
 ROOT = Path(__file__).parents[2]
 HISTORIES = 200
 SOAK_SECONDS = float(os.environ.get("DPAC_SIM_SECONDS", "3600"))
 SEED = int(os.environ.get("DPAC_SIM_SEED", "0"))
+KIND = os.environ.get("DPAC_SIM_KIND", "faults")
+PROCESSES = int(os.environ.get("DPAC_SIM_PROCESSES", os.cpu_count() or 1))
 ONCE_FAILED = [
     146,  # a change that no log tells was dated at an LSN that a loss of power gave to later records
     37,  # of two changes that no log tells the target learned of the later one alone
@@ -47,7 +50,7 @@ def defects() -> Iterator[stage.Defects]:
 
 def test_one_history(defects: stage.Defects) -> None:
     """The history of DPAC_SIM_SEED keeps every promise."""
-    play(SEED, defects)
+    play(SEED, defects, KIND)
 
 
 @pytest.mark.parametrize("seed", ONCE_FAILED)
@@ -66,24 +69,22 @@ def test_damage_to_the_spool_is_never_taken_for_what_was_written(defects: stage.
     """Bits flip in dead spool files, and pages land in the place of others: the journal ends there, and nothing else is made up."""
     damaged = 0
     for number in range(60):
-        trace = play(seed + number, defects, History.run_into_rot).world.trace
+        trace = play(seed + number, defects, "rot").world.trace
         damaged += any("damage in page" in line for line in trace)
     assert damaged > 30
 
 
 @pytest.mark.soak
-def test_histories_keep_every_promise_for_long(defects: stage.Defects, seed: int) -> None:
-    """For DPAC_SIM_SECONDS."""
-    _campaign(seed, SOAK_SECONDS, defects)
+def test_histories_keep_every_promise_for_long(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """For DPAC_SIM_SECONDS; each failing seed is told when it is found, with the command that plays it again."""
 
+    def tell(line: object) -> None:
+        with capsys.disabled():
+            print(f"\n{line}", flush=True)
 
-def _campaign(seed: int, seconds: float, defects: stage.Defects) -> int:
-    begin, count = time.monotonic(), 0
-    while (elapsed := time.monotonic() - begin) < seconds:
-        play(seed + count, defects)
-        count += 1
-    print(f"{count} histories from seed {seed} on, {count / elapsed * 60:.0f} a minute")
-    return count
+    found = campaign(seed, SOAK_SECONDS, PROCESSES, tell)
+    tell(found)
+    assert not found.failures, [replay_command(failure.kind, failure.seed) for failure in found.failures]
 
 
 def test_a_seed_tells_everything_that_happens(defects: stage.Defects, seed: int) -> None:
@@ -92,7 +93,7 @@ def test_a_seed_tells_everything_that_happens(defects: stage.Defects, seed: int)
     here = [play(number, defects).digest for number in chosen]
     assert [play(number, defects).digest for number in reversed(chosen)] == here[::-1]
     program = (
-        "from tests.simulation import stage; from tests.simulation.history import History, play\n"
+        "from tests.simulation import stage; from tests.simulation.history import play\n"
         f"with stage.staged() as defects:\n    print(*(play(seed, defects).digest for seed in {chosen!r}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": str(random.Random(seed).randrange(1, 2**32))}

@@ -26,9 +26,10 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from dpac_api.errors import Corruption, DpacError, Unrecoverable
+from dpac_api.errors import Conflict, Corruption, DpacError, Unrecoverable
 from dpac_api.models import CheckpointRequest, DataState, LegSpec
 from dpac_api.quantities import Duration, Size
+from dpac_engine.control import group_state
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
@@ -116,37 +117,36 @@ class History:
     def run_into_rot(self) -> bool:
         """Some lives, then the journal's disk damages a spool file while the process is dead, then one more; False if none died.
 
-        What the damage took off the journal's end is gone, but nothing that was never written is served or shipped.
+        Who only was killed gets all that was acknowledged but for what the damage hit; after a loss of power that holds if the
+        damage lies before what is on record as durable. In any case nothing that was never written is served or shipped.
         """
         if all(self._live(last=False) for _ in range(6)):
             return False
-        self._damage_spool()
+        hurt = self._damage_spool()
         self.world.revive()
         loop = world.Loop(self.world, lambda context: self._failed.append(str(context)))
         asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(self._life_after_damage())
+            healed = loop.run_until_complete(self._life_after_damage(hurt))
         finally:
             self.world.end()
             loop.abandon()
-        for name, target in self.targets.items():
-            reader = self._reader(target)
-            for mark in [] if target.rotten else reader.marks():
-                if mark.lsn < self.recovered_lsn:
-                    self._check_mark(name, target, reader, mark)
         if self._failed or self._defects.found:
             raise Wrong("; ".join(self._failed + self._defects.found))
+        if healed:
+            self._check_targets()
         return True
 
-    def _damage_spool(self) -> None:
-        """A bit of a record is another one, or a page was written to another page's place."""
-        disk = self.host.disk
+    def _damage_spool(self) -> list[tuple[int, int]]:
+        """A bit of a record is another one, or a page was written to another page's place; the LSNs there."""
+        disk, hurt = self.host.disk, list[tuple[int, int]]()
         folder = disk.find(FOLDER).names.get("spool")  # the first life may have ended before there was one
-        nodes = [node for name, node in sorted(folder.names.items()) if name.endswith(".spool")] if folder else []
+        names = folder.names if folder else {}
+        nodes = [(int(name[:16], 16), node) for name, node in sorted(names.items()) if name.endswith(".spool")]
         for _ in range(self.chance.randint(1, 4)):
             if not nodes:
                 break
-            node = self.chance.choice(nodes)
+            index, node = self.chance.choice(nodes)
             written = sorted(page for page, content in node.pages.items() if any(content))
             if not written:
                 continue
@@ -154,26 +154,44 @@ class History:
             if self.chance.random() < 0.5:
                 self.host.rot(node, page * PAGE_BYTES + self.chance.randrange(PAGE_BYTES), self.chance)
             else:
-                other = self.chance.choice(written)
-                disk.write(node, other * PAGE_BYTES, node.pages[page], self.world.now_ns)
-            self.world.note(f"damage in page {page} of file {node.number}")
+                source, page = page, self.chance.choice(written)
+                disk.write(node, page * PAGE_BYTES, node.pages[source], self.world.now_ns)
+            begin = index * stage.SPOOL_FILE_BYTES + page * PAGE_BYTES
+            hurt.append((begin, begin + PAGE_BYTES))
+            self.world.note(f"damage in page {page} of file {node.number}: LSN {begin} to {begin + PAGE_BYTES}")
         self.host.restart(None, forget_maps=True)
+        return hurt
 
-    async def _life_after_damage(self) -> None:
+    async def _life_after_damage(self, hurt: list[tuple[int, int]]) -> bool:
+        """True if the damage did not look like the end that a loss of power leaves: then every target gets there again."""
 
         def recovered(_: list[Any], head_lsn: int) -> None:
             self.recovered_lsn = head_lsn
             self.world.note(f"took back the journal up to {head_lsn}")
 
+        before = group_state.load(host.HostPath(FOLDER) / "state.json") or group_state.GroupState()  # type: ignore[arg-type]
         self.group = group = ProbedGroup(self._assignment(), self._deps(), recovered)
         await group.start()
+        await self._until(lambda: all(member.attached for member in group.members.values()), "members are attached")
+        # What is durable for sure: all there was, or, after a loss of power, what is on record.
+        damage = [begin for begin, end in hurt if end > before.scan_lsn]
+        noticed = not self.cut or bool(group.journal_damage) or not damage
+        if self.cut and min(damage, default=1 << 62) + PAGE_BYTES <= before.durable_lsn and not group.journal_damage:
+            raise Wrong(f"damage at LSN {min(damage)} went unnoticed, and {before.durable_lsn} had been durable")
+        durable_lsn = self.flushed_lsn if self.cut else self.acknowledged_lsn
         for ordinal in self.members.values():
-            device = self.devices[ordinal]
-            found = self._volume(ordinal).read_blocking(0, device.size_bytes)
+            device, volume = self.devices[ordinal], self._volume(ordinal)
+            found, what = volume.read_blocking(0, device.size_bytes), f"volume {ordinal} after damage to the journal"
+            if noticed and not self.direct:
+                device.check_salvaged(found, hurt, durable_lsn, what)
             device.flushed = 0
-            device.adopt(found, 1 << 62, f"volume {ordinal} after damage to the journal")
-        await asyncio.sleep(20.0)
+            device.adopt(found, self.recovered_lsn, what)
+        await self._until(lambda: all(leg.repository or leg.error for leg in group.legs.values()), "targets are opened")
+        ahead = [leg for leg in group.legs.values() if isinstance(leg.error, Conflict)]
+        healed = not ahead and noticed and not self.direct
+        await (self._settle() if healed else asyncio.sleep(20.0))
         await group.stop()
+        return healed
 
     @property
     def digest(self) -> str:
@@ -653,15 +671,23 @@ def _no_tails(*_: object) -> Any:
     raise AssertionError("no leg is sync")
 
 
-def play(seed: int, defects: stage.Defects, how: Callable[[History], object] = History.run) -> History:
+KINDS: dict[str, Callable[[History], object]] = {"faults": History.run, "rot": History.run_into_rot}
+"""Kinds of histories."""
+
+
+def replay_command(kind: str, seed: int) -> str:
+    """Plays one history again."""
+    return f"DPAC_SIM_KIND={kind} DPAC_SIM_SEED={seed} pytest tests/sim/test_simulation.py -k one_history"
+
+
+def play(seed: int, defects: stage.Defects, kind: str = "faults") -> History:
     """The history of that seed, played to its end. AssertionError, with the seed and what came last, if a promise was broken."""
     defects.found.clear()
     history = History(seed, defects)
     try:
-        how(history)
+        KINDS[kind](history)
     except (Exception, world.Ended) as error:
         raise AssertionError(
-            f"DPAC_SIM_SEED={seed} pytest tests/sim/test_simulation.py -k one_history\n{error!r}\n"
-            + "\n".join(history.world.trace[-TOLD:])
+            f"{replay_command(kind, seed)}\n{error!r}\n" + "\n".join(history.world.trace[-TOLD:])
         ) from error
     return history

@@ -44,8 +44,14 @@ class Host:
         """The process ends at the so manieth call that changes something; 0: it does not."""
         self.full = False
         self.failing_syncs = 0
+        self.boots = 1
         self._open: dict[int, tuple[Node, str]] = {}
         self._maps: dict[int, bytearray] = {}
+
+    @property
+    def boot_id(self) -> str:
+        """As the kernel has it."""
+        return f"{self.boots}"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)  # constants, strerror
@@ -59,6 +65,7 @@ class Host:
         self.full = False
         if power_cut_seed is not None:
             self.disk = self.disk.after_power_cut(power_cut_seed)
+            self.boots += 1
         if power_cut_seed is not None or forget_maps:
             self._maps.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from dpac_engine.core.records import Header, Kind
+from dpac_engine.core.records import HEADER_BYTES, Header, Kind
 from dpac_engine.io.nbd.export import Change
 
 SECTOR = 512
@@ -103,6 +103,20 @@ class Device:
                 raise Wrong(f"{what}: the sector at {at} was never so")
         self.log = [*(entry for entry in self.log if entry.lsn < lsn), Written(lsn, 0, content, True)]
         self.flushed, self._content = len(self.log), None
+
+    def check_salvaged(self, content: bytes, hurt: Sequence[tuple[int, int]], durable_lsn: int, what: str) -> None:
+        """Wrong if a sector is not what was written to it last, though no damage, nor a loss of power, hit a change of it."""
+        free = set[int]()
+        for entry in self.log:
+            end = entry.lsn + HEADER_BYTES + len(entry.data)
+            if entry.lsn >= durable_lsn or any(entry.lsn < stop and end > begin for begin, stop in hurt):
+                free.update(range(entry.offset, entry.offset + len(entry.data), SECTOR))
+        for change in self.tried:
+            free.update(range(change.offset, change.offset + change.length, SECTOR))
+        expected = bytearray(self.content)
+        for at in free:
+            expected[at : at + SECTOR] = content[at : at + SECTOR]
+        difference(bytes(expected), content, what)
 
     def check(self, content: bytes, what: str) -> None:
         """Wrong if that is not what the client wrote."""

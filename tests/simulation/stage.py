@@ -55,7 +55,7 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
     },
     volume_file: {"os": _OS, "fcntl": _FCNTL},
     member: {"os": _OS, "Path": host.HostPath},
-    group: {"threading": _THREADS, "shutil": _OS},
+    group: {"threading": _THREADS, "shutil": _OS, "boot_id": lambda: host.current().boot_id},
     tracking: {"shutil": _OS},
     daemon_thread: {"threading": _THREADS, "queue": world},
     repository: {"ThreadPoolExecutor": world.AtOnce, "secrets": SECRETS},

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from dpac_api.errors import DpacError, Invalid, Unrecoverable
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, SyncLegSpec, TargetSpec, TargetTraffic
-from dpac_engine.control import group_state, group_status
+from dpac_engine.control import group_state, group_status, journal_damage
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.clock_watch import ClockWatch
 from dpac_engine.control.gate import Gate
@@ -37,6 +37,7 @@ from dpac_engine.core.stamps import Stamps
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
+from dpac_engine.io.overlay_blocks import boot_id
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, SpecObject
 from dpac_engine.io.spool import FILE_BYTES, Entry, Identity, Spool
 
@@ -87,6 +88,8 @@ class Group:
         self.sync_legs: dict[str, SyncLeg] = {}
         self.journal_error: str = ""
         self.store_error: str = ""
+        self.journal_damage: str = ""
+        """What was found of it at the start; until every target has everything anew."""
         self.held = False
         """Clients are held back: the spool is full."""
         self.tracking = Tracking(folder / "dirty")
@@ -226,19 +229,28 @@ class Group:
             raise Invalid(f"Epoch {self.assignment.epoch} was assigned, but this host has {self.state.epochs[-1][0]}.")
         tag = self.shard_tag
         records = list(spool_module.scan(self.folder / "spool", self.state.scan_lsn, tag, self.state.scan_incarnation))
+        end = records[-1][0].next_lsn if records else self.state.scan_lsn
+        boot = boot_id()
+        damage = journal_damage.look(self.folder / "spool", self.state, end, tag, boot)
         while records and records[-1][0].flags & Flags.RUN_CONTINUES:
             records.pop()  # its run was cut short by the crash: none of it counts
         head = records[-1][0].next_lsn if records else self.state.scan_lsn
-        for header, payload in records:
+        whole = [*records, *(damage.records if damage else ())]
+        for header, payload in whole:
             if header.kind == Kind.MARK:
                 mark = decode_mark(header.epoch, header.lsn, header.stamp, payload)
                 self.state.sequence = max(self.state.sequence, mark.sequence)
+        self._stamps = Stamps(max([self.state.stamp, *(header.stamp for header, _ in whole)]))
+        self.clock_watch = ClockWatch(self._deps.clock, self._stamps)
+        self.state.incarnation, self.state.boot_id = self.state.incarnation + 1, boot
+        if damage is not None:
+            self.journal_damage, records = damage.message, []
+            specs = self.assignment.spec.members
+            volumes = [each.uid for name, each in self.assignment.members.items() if specs[name].kind == "volume"]
+            head = journal_damage.begin_anew(damage, self.folder, self.state, volumes, whole)
         for name, leg in self.state.legs.items():
             if leg.tracked:
                 self.tracking.load(name, leg.lost, records)
-        self._stamps = Stamps(max([self.state.stamp, *(header.stamp for header, _ in records)]))
-        self.clock_watch = ClockWatch(self._deps.clock, self._stamps)
-        self.state.incarnation += 1
         self._store_state()
         released = min([self.state.scan_lsn, *(leg.cursor for leg in self.state.legs.values() if not leg.lost)])
         self.spool = Spool(
@@ -532,7 +544,7 @@ class Group:
         head = self.spool.durable_lsn
         scan_lsn = max(self.state.scan_lsn, min([head, *(m.applied_lsn for m in self.members.values())]))
         await self.tracking.store()  # whoever stores the state from here on may store this LSN
-        self.state.scan_lsn = scan_lsn
+        self.state.scan_lsn, self.state.durable_lsn = scan_lsn, max(self.state.durable_lsn, head)
         if self.state.scan_lsn >= self._opened_lsn:
             self.state.scan_incarnation = self.state.incarnation
         self.state.stamp = self.stamp()

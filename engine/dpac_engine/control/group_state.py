@@ -62,6 +62,10 @@ class GroupState(msgspec.Struct):
     sequence: int = 0
     scan_lsn: int = 0
     """Everything before it is in the volumes' files and the directories' indexes, durably."""
+    durable_lsn: int = 0
+    """Everything before it was durable when this was stored: where it cannot be read, it was damaged since."""
+    boot_id: str = ""
+    """Of the host's start in which the incarnation began: without a loss of power since, all that was appended is there."""
     scan_incarnation: int = 0
     """The earliest incarnation whose records may lie from `scan_lsn` on; older ones there are stale."""
     stamp: int = 0
@@ -90,4 +94,4 @@ def encode(state: GroupState) -> bytes:
 def told(state: GroupState) -> bytes:
     """The state but for what moves all the time and may be stored late: LSNs that only save work, and stamps."""
     legs = {name: msgspec.structs.replace(leg, cursor=0) for name, leg in state.legs.items()}
-    return encode(msgspec.structs.replace(state, scan_lsn=0, stamp=0, sequence=0, legs=legs))
+    return encode(msgspec.structs.replace(state, scan_lsn=0, durable_lsn=0, stamp=0, sequence=0, legs=legs))

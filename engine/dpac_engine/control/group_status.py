@@ -87,6 +87,12 @@ def of(group: Group) -> GroupStatus:
     for member in group.members.values():
         if members[member.name].seeded:
             member.changed = ""  # every target has it as it is now
+    if (
+        members
+        and all(member.seeded for member in members.values())
+        and not any(leg.memory.lost for leg in group.legs.values())
+    ):
+        group.journal_damage = ""
     seeded = bool(members) and all(member.seeded for member in members.values())
     late = any(leg.lag_seconds > leg.rpo_seconds for leg in legs.values())
     copied = bool(legs) and all(leg.latest_checkpoint is not None for leg in legs.values())
@@ -228,6 +234,13 @@ def _conditions(group: Group) -> Iterator[Condition]:
             "StateNotStored",
             "group",
             f"{group.store_error}. Changes are journalled, but the journal's space cannot be used again. Make room there.",
+        )
+    if group.journal_damage:
+        yield condition(
+            "JournalDamaged",
+            "group",
+            f"{group.journal_damage}. Volumes have every record that could be read, and all targets are copied anew. Look at the disk the "
+            "journal lies on; check what the applications have, and go back to a checkpoint if need be.",
         )
     if group.held and not group.journal_error:
         yield condition(

@@ -80,7 +80,8 @@ class JournalReturn:
             await member.leave_journal()
         head_lsn = (group.spool.head_lsn // spool_module.FILE_BYTES + 1) * spool_module.FILE_BYTES
         state.incarnation += 1
-        state.scan_lsn, state.scan_incarnation = head_lsn, state.incarnation
+        state.scan_lsn = state.durable_lsn = head_lsn
+        state.scan_incarnation = state.incarnation
         for leg in group.legs.values():
             leg.memory.lost, leg.memory.tracked = True, False
         await group.store_state()

@@ -30,7 +30,7 @@ from dpac_engine.io.members.volume_file import Signature, signature_of
 from dpac_engine.io.nbd.export import Change
 from dpac_engine.io.open_files import writers_below
 from dpac_engine.io.spool import Entry, Spool
-from dpac_engine.io.unapplied import Record, read_aside, set_aside
+from dpac_engine.io.unapplied import ASIDE, Record, read_aside, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -349,7 +349,7 @@ class Member:
 
     @property
     def _aside(self) -> Path:
-        return self._folder / "unapplied"
+        return self._folder / ASIDE
 
     @property
     def _is_behind(self) -> bool:

@@ -404,7 +404,10 @@ class Shipper:
         await self.group.mark_changes(always=self._unmarked())
         try:
             piece = await self._thread.run(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
-        except (KeyError, Corruption):
+        except Corruption as error:
+            log.error("leg %s: %s The target is seeded anew", self.name, error.message)
+            piece = None
+        except KeyError:
             if self.memory.cursor >= self.group.spool.released_lsn:
                 raise
             piece = None

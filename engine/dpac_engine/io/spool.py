@@ -58,7 +58,7 @@ class Identity(NamedTuple):
     incarnation: int
 
 
-class _File:
+class SpoolFile:
     """One spool file, mapped for reading."""
 
     def __init__(self, path: Path, index: int) -> None:
@@ -69,6 +69,7 @@ class _File:
         self.view = memoryview(self._map)
 
     def close(self) -> None:
+        """Use it no more."""
         # Views handed out may still be in use: the map goes with the last of them.
         os.close(self.fd)
 
@@ -94,7 +95,7 @@ class Spool:
         self.head_lsn = head_lsn
         self.durable_lsn = head_lsn
         self.released_lsn = released_lsn
-        self._files: dict[int, _File] = {}
+        self._files: dict[int, SpoolFile] = {}
         self._waiters: list[tuple[int, int, Callable[[OSError | None], None]]] = []
         self._ticket = itertools.count()
         self._wanted_lsn = head_lsn
@@ -106,10 +107,10 @@ class Spool:
         make_folder(folder)
         for path in folder.glob("*.spool"):
             index = int(path.stem, 16)
-            if _is_whole(path) and (index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES):
-                self._files[index] = _File(path, index)
+            if is_whole(path) and (index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES):
+                self._files[index] = SpoolFile(path, index)
         spares = sorted(folder.glob("*.spare"))
-        self._spares = [path for path in spares if _is_whole(path)]
+        self._spares = [path for path in spares if is_whole(path)]
         for path in set(spares).difference(self._spares):
             path.unlink()
         # What a scan did not count but a later one would (a pad, a run cut short) must be gone for good before anything is
@@ -201,7 +202,7 @@ class Spool:
             with contextlib.suppress(OSError):
                 os.pwrite(file.fd, bytes(HEADER_BYTES), self.head_lsn % FILE_BYTES)
 
-    def _open(self, index: int) -> _File:
+    def _open(self, index: int) -> SpoolFile:
         if index not in self._files:
             path = self._folder / f"{index:016x}.spool"
             if self._spares:
@@ -209,7 +210,7 @@ class Spool:
             else:
                 _allocate(path, AT_ONCE_BYTES)
             self._renamed = True
-            self._files[index] = _File(path, index)
+            self._files[index] = SpoolFile(path, index)
         return self._files[index]
 
     # ------------------------------------------------------------------ durability
@@ -358,7 +359,7 @@ class Spool:
         self._renamed = True  # the names of both are new: the first commit syncs them
         self._identity = identity
         self.head_lsn = self.durable_lsn = self.released_lsn = self._wanted_lsn = head_lsn
-        self._files[head_lsn // FILE_BYTES] = _File(first, head_lsn // FILE_BYTES)
+        self._files[head_lsn // FILE_BYTES] = SpoolFile(first, head_lsn // FILE_BYTES)
         self._error, self._stopping = None, False
         self._thread = threading.Thread(target=self._commit, name=self._thread.name, daemon=True)
         self._thread.start()
@@ -381,8 +382,8 @@ class Spool:
             file.close()
 
 
-def _is_whole(path: Path) -> bool:
-    # A crash may have left a file that was just being made.
+def is_whole(path: Path) -> bool:
+    """It has its size: a crash may have left a file that was just being made."""
     return path.stat().st_size == FILE_BYTES
 
 
@@ -413,16 +414,16 @@ def scan(folder: Path, from_lsn: int, shard_tag: int, incarnation: int) -> Itera
     for the first record that is `incarnation`, the earliest that may lie at `from_lsn`. The caller takes the last record's `next_lsn` as the head.
     """
     lsn = from_lsn
-    file: _File | None = None
+    file: SpoolFile | None = None
     while True:
         index = lsn // FILE_BYTES
         if file is None or file.index != index:
             if file is not None:
                 file.close()
             path = folder / f"{index:016x}.spool"
-            if not path.exists() or not _is_whole(path):
+            if not path.exists() or not is_whole(path):
                 return
-            file = _File(path, index)
+            file = SpoolFile(path, index)
         header = records.decode_header(file.view, lsn % FILE_BYTES)
         if header is None or header.lsn != lsn or header.shard_tag != shard_tag or header.incarnation < incarnation:
             break

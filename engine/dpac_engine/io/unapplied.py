@@ -15,6 +15,8 @@ from dpac_engine.core.records import ALIGNMENT_BYTES, Header
 from dpac_engine.io.files import make_folder, replace_file
 
 Record = tuple[Header, memoryview]
+ASIDE = "unapplied"
+"""The file's name in its member's folder."""
 
 
 def set_aside(path: Path, changes: Iterable[Record]) -> None:
