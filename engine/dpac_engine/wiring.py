@@ -260,21 +260,45 @@ def group_maker(
 
 
 def build_mounts(
-    site: Site, worker: int, keyring: Keyring, nbd_uri: Callable[[str], str], executor: Executor, meters: Meters
+    site: Site,
+    arguments: ChildArguments,
+    keyring: Keyring,
+    nbd_uri: Callable[[str], str],
+    executor: Executor,
+    meters: Meters,
 ) -> Mounts:
     """The mounts of one worker; `nbd_uri` gives the address of an export by its name."""
     from dpac_engine.control.mounts import Mounts
+    from dpac_engine.control.tree_mounts import TreeMounts
+    from dpac_engine.control.tree_orders import TreeArguments
     from dpac_engine.io.members.tree_restore import restore_tree
 
+    trees = TreeArguments(str(site.data), arguments.index, arguments.log_files)
     return Mounts(
-        worker,
-        site.group("x").parent,
+        arguments.index,
+        site.groups,
         site.mounts,
         sharing_reader_opener(keyring, meters),
         restore_tree,
         nbd_uri,
         executor,
+        TreeMounts([sys.executable, "-m", "dpac_engine.wiring", "trees", trees.to_json()]),
     )
+
+
+def run_tree_process(arguments: str) -> int:
+    """The process that serves a worker's mounted directories, with its TreeArguments as JSON. Returns its exit status."""
+    from dpac_engine.control.site import Site
+    from dpac_engine.control.tree_orders import TreeArguments
+    from dpac_engine.control.tree_process import run_trees
+    from dpac_engine.io.clock import SystemClock
+    from dpac_engine.io.keys import Keyring
+    from dpac_engine.io.stores.counting import Meters
+
+    given = TreeArguments.from_json(arguments)
+    site = Site.read(Path(given.data))
+    open_reader = sharing_reader_opener(Keyring(site.keys), Meters(SystemClock()))
+    return run_trees(given, site.mounts, site.run / f"trees-{given.index}.lock", open_reader)
 
 
 def build_worker(arguments: ChildArguments) -> WorkerParts:
@@ -293,7 +317,7 @@ def build_worker(arguments: ChildArguments) -> WorkerParts:
     executor = ThreadPoolExecutor(thread_name_prefix="io")
     meters = Meters(SystemClock())
     mounts = build_mounts(
-        site, arguments.index, keyring, lambda export: site.nbd_uri(arguments.index, export), executor, meters
+        site, arguments, keyring, lambda export: site.nbd_uri(arguments.index, export), executor, meters
     )
     worker = Worker(arguments.index, site.groups, group_maker(site, keyring, executor, meters), mounts, SystemClock())
     return WorkerParts(worker, lambda: executor.shutdown(wait=False, cancel_futures=True))
@@ -383,9 +407,14 @@ def crashing_workers(report_file: Path) -> dict[int, str]:
 
 
 def run_child(role: str, arguments: str) -> int:
-    """A child of the supervisor: `control` or `worker`, and its ChildArguments as JSON. Returns its exit status."""
+    """A child of the supervisor: `control` or `worker`, and its ChildArguments as JSON; or `trees`, a worker's.
+
+    Returns its exit status.
+    """
     from dpac_engine.control.child_process import ChildArguments
 
+    if role == "trees":
+        return run_tree_process(arguments)
     if role == "worker":
         from dpac_engine.control.worker_process import run_worker
 

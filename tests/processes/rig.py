@@ -117,6 +117,9 @@ class NoMounts:
     async def restore_all(self) -> None:
         return None
 
+    async def stop(self) -> None:
+        return None
+
     def exports(self) -> Mapping[str, Export]:
         return {}
 

@@ -19,6 +19,7 @@ from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import GRACE_NS, Compaction
 from dpac_engine.control.mount_holds import held_segments, read_hold
 from dpac_engine.control.mounts import Mounts
+from dpac_engine.control.tree_mounts import TreeMounts
 from dpac_engine.control.worker_api import MountState, WorkerMount
 from dpac_engine.core import retention
 from dpac_engine.io.mounted_volume import MountedVolume
@@ -73,6 +74,7 @@ class Host:
             lambda *_: 0,
             lambda name: f"nbd+unix:///{name}",
             executor,
+            TreeMounts(["false"]),
         )
 
     @property

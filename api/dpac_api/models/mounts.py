@@ -10,14 +10,14 @@ from dpac_api.models.fields import Model, Name, RequestId, Selector
 
 
 class MountRequest(Model):
-    """Open a checkpoint for use at once: volumes as writable NBD exports, directories as a folder."""
+    """Open a checkpoint for use at once: volumes as writable NBD exports, directories as writable mounted folders."""
 
     request_id: RequestId
     at: Selector = "latest"
     member: Name | None = Field(default=None, description="None: every member.")
     target: Name | None = None
     hydrate: bool = Field(
-        default=True, description="Copy the volumes to the host behind their clients, so that the target may go away."
+        default=True, description="Copy what is mounted to the host behind its clients, so that the target may go away."
     )
 
 
@@ -30,9 +30,12 @@ class Mount(Model):
     checkpoint_time: datetime
     members: dict[str, str] = Field(description="Member -> NBD URI (volumes) or path (directories).")
     created: datetime
-    note: str = Field(default="", description="Which newer checkpoints were passed over because of damage, if any.")
+    note: str = Field(
+        default="",
+        description="Which newer checkpoints were passed over because of damage, and why directories were copied whole instead of mounted, if so.",
+    )
     hydrated_fraction: float | None = Field(
         default=None,
-        description="How much of the volumes is on the host; None: they are not copied, or there are none.",
+        description="How much of it is on the host; None: it is not copied there behind its clients.",
     )
     problem: str = Field(default="", description="Why it is not served, or not copied on; it is tried again.")

@@ -1,4 +1,4 @@
-"""Checkpoints opened for use: volumes as writable NBD exports, directories as folders. They survive the worker."""
+"""Checkpoints opened for use: volumes as writable NBD exports, directories as mounted folders. They survive the worker."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from dpac_api.errors import Conflict, DpacError, NotFound
+from dpac_api.errors import Conflict, DpacError, NotFound, Temporary
 from dpac_api.models import Model, Mount, TargetSpec
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.moments import moment
 from dpac_engine.control.mount_holds import Hold, hold, let_go, read_hold
+from dpac_engine.control.tree_mounts import FuseUnavailable, TreeMounts
+from dpac_engine.control.tree_orders import TreeOrder, tree_folder
 from dpac_engine.control.worker_api import MountState, MountStates, WorkerMount
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState
 from dpac_engine.io.files import make_folder, replace_file
 from dpac_engine.io.hydration import Hydration
+from dpac_engine.io.mounted_tree.local_copy import is_whole
+from dpac_engine.io.mounted_tree.mountpoint import detach
 from dpac_engine.io.mounted_volume import DeviceImage, MountedVolume, Zeroes, hydrated_size
 from dpac_engine.io.nbd.export import Export
 from dpac_engine.io.repository import RepositoryReader
@@ -59,6 +64,19 @@ class _Open:
     task: asyncio.Task[None] | None = None
 
 
+@dataclass
+class _Opening:
+    """A mount that is being opened: for the first time, or after a restart."""
+
+    folder: Path
+    request: WorkerMount
+    target: TargetSpec
+    lsn: int
+    image: Image
+    first: bool = True
+    note: str = ""
+
+
 class Mounts:
     """The mounts of one worker. Everything belongs to its event loop."""
 
@@ -71,6 +89,7 @@ class Mounts:
         restore_tree: RestoreTree,
         nbd_uri: Callable[[str], str],
         executor: Executor,
+        trees: TreeMounts,
     ) -> None:
         self._worker = worker
         self._groups = groups
@@ -79,6 +98,7 @@ class Mounts:
         self._restore_tree = restore_tree
         self._nbd_uri = nbd_uri
         self._executor = executor
+        self._trees = trees
         self._open: dict[str, _Open] = {}
         self._closed: dict[str, str] = {}
         """Mounts of an earlier run that could not be opened again yet -> why."""
@@ -97,7 +117,7 @@ class Mounts:
         """See `WorkerApi.mount_states`."""
         return MountStates(
             mounts=[
-                *(_state(mount_id, opened.hydrations) for mount_id, opened in self._open.items()),
+                *(self._state(mount_id, opened.hydrations) for mount_id, opened in self._open.items()),
                 *(MountState(mount_id=mount_id, problem=why) for mount_id, why in self._closed.items()),
             ]
         )
@@ -121,9 +141,13 @@ class Mounts:
         folder = self._folder / request.mount_id
         try:
             image, mark, members = await asyncio.to_thread(self._look_up, folder, request, target)
-            paths = await self._open_members(folder, image, members, fill=True)
+            opening = _Opening(folder, request, target, mark.lsn, image)
+            paths = await self._open_members(opening, members)
         except BaseException:
-            await asyncio.to_thread(shutil.rmtree, folder, True)
+            with suppress(DpacError):
+                await self._trees.unmount(request.mount_id)
+            with suppress(OSError):
+                await asyncio.to_thread(_delete, folder)
             raise
         mount = Mount(
             id=request.mount_id,
@@ -132,6 +156,7 @@ class Mounts:
             checkpoint_time=moment(mark.stamp_ns),
             members=self._addresses(request.mount_id, paths),
             created=datetime.now(UTC),
+            note=opening.note,
         )
         record = _MountFile(request=request, group=assignment.name, target=target, mount=mount, lsn=mark.lsn)
         await asyncio.to_thread(self._record, folder, record)
@@ -164,19 +189,18 @@ class Mounts:
         return reader.image_of(refs, mark.lsn), mark, members
 
     async def _open_members(
-        self, folder: Path, image: Image, members: Mapping[int, MemberState], *, fill: bool
+        self, opening: _Opening, members: Mapping[int, MemberState]
     ) -> dict[str, MountedVolume | Path]:
         opened: dict[str, MountedVolume | Path] = {}
         try:
             for ordinal, member in members.items():
-                place = folder / member.name
-                await asyncio.to_thread(make_folder, place)
+                place = opening.folder / member.name
                 if member.kind == "volume":
-                    under = await asyncio.to_thread(_under_overlay, image, ordinal, place)
+                    await asyncio.to_thread(make_folder, place)
+                    under = await asyncio.to_thread(_under_overlay, opening.image, ordinal, place)
                     opened[member.name] = MountedVolume(under, place, asyncio.get_running_loop(), self._executor)
                 else:
-                    if fill:
-                        await asyncio.to_thread(self._fill, image, ordinal, place)
+                    await self._open_tree(opening, ordinal, member.name)
                     opened[member.name] = place
         except BaseException:
             for volume in _volumes(opened).values():
@@ -184,8 +208,33 @@ class Mounts:
             raise
         return opened
 
-    def _fill(self, image: Image, ordinal: int, place: Path) -> None:
-        tree = image.tree(ordinal)
+    async def _open_tree(self, opening: _Opening, ordinal: int, member: str) -> None:
+        """Mount a directory, or, on a host that cannot, copy it whole. One that was copied is there as it is."""
+        request = opening.request
+        if not opening.first and not (opening.folder / tree_folder(member)).exists():
+            return
+        order = TreeOrder(
+            mount_id=request.mount_id,
+            member=member,
+            group_uid=request.group_uid,
+            target=opening.target,
+            checkpoint=request.checkpoint,
+            lsn=opening.lsn,
+            hydrate=request.hydrate,
+        )
+        try:
+            await self._trees.mount(order)
+        except FuseUnavailable as why:
+            if not opening.first:
+                raise Temporary(f"The mounted directory {member} cannot be mounted again: {why}.") from why
+            log.warning("%s/%s is copied whole: %s", request.mount_id, member, why)
+            opening.note = f"Directories were copied whole before they were there, because {why}."
+            await asyncio.to_thread(self._fill, opening, ordinal, member)
+
+    def _fill(self, opening: _Opening, ordinal: int, member: str) -> None:
+        shutil.rmtree(opening.folder / tree_folder(member), ignore_errors=True)
+        tree, place = opening.image.tree(ordinal), opening.folder / member
+        make_folder(place)
         self._restore_tree(tree.entries(), tree.read_chunk, place, lambda _: None, place=tree.chunk_place)
 
     def _addresses(self, mount_id: str, opened: Mapping[str, MountedVolume | Path]) -> dict[str, str]:
@@ -203,15 +252,28 @@ class Mounts:
         turn = self._turns.setdefault(record.target.location, asyncio.Lock())
         if record.request.hydrate:
             opened.hydrations = [Hydration(f"{mount_id}/{name}", volume, turn) for name, volume in volumes.items()]
-        if opened.hydrations or not volumes:
+        if record.request.hydrate or not (volumes or self._trees.states(mount_id)):
             opened.task = asyncio.create_task(self._hydrate(mount_id, opened), name=f"hydrate {mount_id}")
 
     async def _hydrate(self, mount_id: str, opened: _Open) -> None:
         try:
-            await asyncio.gather(*(hydration.run() for hydration in opened.hydrations))
+            await asyncio.gather(*(hydration.run() for hydration in opened.hydrations), self._trees.copied(mount_id))
             await asyncio.to_thread(let_go, self._folder / mount_id)
         except Exception:  # the mount is served as it was; its log has the reason
             log.exception("mount %s is not copied on", mount_id)
+
+    def _state(self, mount_id: str, hydrations: Sequence[Hydration]) -> MountState:
+        trees = self._trees.states(mount_id)
+        fractions = [
+            *(one.fraction for one in hydrations),
+            *(one.fraction for one in trees if one.fraction is not None),
+        ]
+        problems = [*(one.problem for one in hydrations), *(one.problem for one in trees)]
+        return MountState(
+            mount_id=mount_id,
+            hydrated_fraction=sum(fractions) / len(fractions) if fractions else None,
+            problem=next(filter(None, problems), ""),
+        )
 
     # ------------------------------------------------------------ the end, and the next start
 
@@ -229,7 +291,18 @@ class Mounts:
             await asyncio.gather(*(hydration.settled() for hydration in opened.hydrations))
             for volume in opened.volumes.values():
                 volume.close()
-        await asyncio.to_thread(shutil.rmtree, folder)
+        try:
+            await self._trees.unmount(mount_id)
+            await asyncio.to_thread(_delete, folder)
+        except (DpacError, OSError) as error:
+            self._closed[mount_id] = str(error)
+            raise Temporary(f"Mount {mount_id} is not gone: {error}. Unmount it again.") from error
+
+    async def stop(self) -> None:
+        """Take mounted directories away: the next start mounts them again."""
+        if self._opening is not None:
+            self._opening.cancel()
+        await self._trees.stop()
 
     async def restore_all(self) -> None:
         """Open again what was open when the worker ended; what cannot be opened yet is tried again behind."""
@@ -256,7 +329,8 @@ class Mounts:
             mount_id = record.request.mount_id
             try:
                 image, members = await asyncio.to_thread(self._find_again, folder, record)
-                paths = await self._open_members(folder, image, members, fill=False)
+                opening = _Opening(folder, record.request, record.target, record.lsn, image, first=False)
+                paths = await self._open_members(opening, members)
             except DpacError as error:
                 if self._closed.get(mount_id) != error.message:
                     log.error("mount %s stays closed for now: %s", mount_id, error.message)
@@ -272,18 +346,34 @@ class Mounts:
         if held is not None:
             reader = self._open_reader(request.group_uid, record.target)
             return reader.image_of(held.segments, held.lsn), held.members
-        kept = {name: hydrated_size(folder / name) for name in request.members}
-        if all(size is not None or name not in _exported(record) for name, size in kept.items()):
-            kinds = {name: "volume" if name in _exported(record) else "directory" for name in kept}
-            members = {at: MemberState("", kinds[name], name) for at, name in enumerate(kept)}
+        volumes = _exported(record)
+        if all(_needs_nothing(folder, name, volume=name in volumes) for name in request.members):
+            kinds = {name: "volume" if name in volumes else "directory" for name in request.members}
+            members = {at: MemberState("", kind, name) for at, (name, kind) in enumerate(kinds.items())}
             return Image(list, record.lsn), members
         image, _, found = self._look_up(folder, request, record.target, record.lsn)
         return image, found
 
 
+def _delete(folder: Path) -> None:
+    """Take away whatever is mounted in a mount's folder, and that with all it has. Raises OSError."""
+    for state in folder.glob(tree_folder("*")):
+        detach(folder / state.stem)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def _under_overlay(image: Image, ordinal: int, place: Path) -> DeviceImage:
     size_bytes = hydrated_size(place)
     return image.volume(ordinal) if size_bytes is None else Zeroes(size_bytes)
+
+
+def _needs_nothing(folder: Path, member: str, *, volume: bool) -> bool:
+    """Whether a member needs no target any more."""
+    if volume:
+        return hydrated_size(folder / member) is not None
+    tree = folder / tree_folder(member)
+    return is_whole(tree) or not tree.exists()
 
 
 def _exported(record: _MountFile) -> set[str]:
@@ -293,12 +383,3 @@ def _exported(record: _MountFile) -> set[str]:
 
 def _volumes(opened: Mapping[str, MountedVolume | Path]) -> dict[str, MountedVolume]:
     return {name: what for name, what in opened.items() if not isinstance(what, Path)}
-
-
-def _state(mount_id: str, hydrations: Sequence[Hydration]) -> MountState:
-    fraction = sum(one.fraction for one in hydrations) / len(hydrations) if hydrations else None
-    return MountState(
-        mount_id=mount_id,
-        hydrated_fraction=fraction,
-        problem=next((one.problem for one in hydrations if one.problem), ""),
-    )

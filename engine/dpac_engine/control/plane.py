@@ -490,7 +490,7 @@ class Plane:
             if not isinstance(cause, Temporary):
                 await self.write(lambda session: session.delete(session.get_one(MountRow, mount_id)))
             raise
-        mount = mount.model_copy(update={"note": note})
+        mount = mount.model_copy(update={"note": " ".join(filter(None, [note, mount.note]))})
         await self.write(lambda session: _note_mount(session, mount_id, mount))
         return mount
 

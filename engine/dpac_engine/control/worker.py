@@ -55,6 +55,9 @@ class MountTable(Protocol):
     async def restore_all(self) -> None:
         """Open again what was open when the worker ended."""
 
+    async def stop(self) -> None:
+        """Take mounted directories away."""
+
     def exports(self) -> Mapping[str, Export]:
         """Export name (`mount-ID/MEMBER`) -> device."""
 
@@ -162,8 +165,7 @@ class Worker:
             for uid, group in self._groups.items()
             if group.runtime is not None
         ]
-        if not stops:
-            return
+        stops.append(asyncio.create_task(self._mounts.stop(), name="stopping the mounts"))
         done, late = await asyncio.wait(stops, timeout=seconds_max)
         for task in late:
             _log.error(

@@ -16,7 +16,7 @@ class WorkerMount(Model):
     checkpoint: str
     members: list[Name]
     hydrate: bool = False
-    """Copy the volumes behind their clients, so that the mount needs the target no more."""
+    """Copy what is mounted behind its clients, so that the mount needs the target no more."""
 
 
 class MountState(Model):

@@ -283,6 +283,15 @@ class TreeImage:
         value = self.values.get((Keyspace.CHUNK, digest))
         return (value.source, value.position) if value is not None else (-1, 0)
 
+    def chunks(self) -> list[tuple[bytes, int]]:
+        """(hash, length) of every chunk, in the order in which they are stored."""
+        found = ((value, key) for (keyspace, key), value in self.values.items() if keyspace == Keyspace.CHUNK)
+        return [(key, value.length) for value, key in sorted(found)]
+
+    def stored_bytes(self) -> int:
+        """How much all chunks are."""
+        return sum(value.length for (keyspace, _), value in self.values.items() if keyspace == Keyspace.CHUNK)
+
     def read_chunk(self, digest: bytes) -> bytes:
         """The content with that BLAKE3; Corruption if it is not stored."""
         value = self.values.get((Keyspace.CHUNK, digest))

@@ -206,11 +206,11 @@ def mount(
     member: Annotated[str | None, typer.Option("--member", help="Only this member; else all.")] = None,
     target: FromTarget = None,
     hydrate: Annotated[
-        bool, typer.Option("--hydrate/--no-hydrate", help="Copy the volumes to this host behind their clients.")
+        bool, typer.Option("--hydrate/--no-hydrate", help="Copy what is mounted to this host behind its clients.")
     ] = True,
     json: Json = False,
 ) -> None:
-    """Open a checkpoint for use at once: volumes as writable NBD exports, directories as folders."""
+    """Open a checkpoint for use at once: volumes as writable NBD exports, directories as writable mounted folders."""
     with client() as site:
         made = site.mount(group, at=at, member=member, target=target, hydrate=hydrate)
     if json:
@@ -232,7 +232,7 @@ def unmount(mount_id: Annotated[str, typer.Argument(metavar="MOUNT", help="The m
 
 
 def mounts(json: Json = False, limit: Limit = PAGE, cursor: Cursor = None) -> None:
-    """What is mounted, how much of its volumes is copied to this host, and what is wrong with it, if anything."""
+    """What is mounted, how much of it is copied to this host, and what is wrong with it, if anything."""
     with client() as site:
         found, more = page_of(site.mounts(), lambda mount: mount.id, limit, cursor)
     if json:

@@ -105,7 +105,7 @@ def checked(entries: Iterable[tuple[bytes, bytes]], read_chunk: ReadChunk) -> di
     """The entries by path, every path proven to stay below the root, every folder above one present."""
 
     def listed(digest: bytes) -> bytes:
-        return _verified(read_chunk(digest), digest)
+        return verified(read_chunk(digest), digest)
 
     tree: dict[bytes, Entry] = {}
     for path, value in entries:
@@ -229,7 +229,7 @@ class Restoring:
                 if is_left and digest_of(os.pread(fd, length, offset)) == digest:
                     kept += length
                 else:
-                    content = _verified(self._read_chunk(digest), digest)
+                    content = verified(self._read_chunk(digest), digest)
                     if len(content) != length:
                         raise Corruption(f"{path!r} lists a chunk of {len(content)} bytes where {length} belong.")
                     _write(fd, offset, content, entry.sparse and not is_left)
@@ -297,7 +297,8 @@ class Restoring:
         return True
 
 
-def _verified(content: bytes, digest: bytes) -> bytes:
+def verified(content: bytes, digest: bytes) -> bytes:
+    """The chunk; Corruption if it is not the one with that hash."""
     if digest_of(content) != digest:
         raise Corruption(f"The chunk {digest.hex()} does not hold what was written. Verify the target it came from.")
     return content
