@@ -41,7 +41,7 @@ async def running(member: DirectoryMember) -> AsyncIterator[DirectoryMember]:
         await member.stop()
 
 
-async def until(true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+async def until(true: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Wait until a condition holds; fail, naming it, when it does not in time."""
     deadline = time.monotonic() + seconds
     while not true():

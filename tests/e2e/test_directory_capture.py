@@ -88,7 +88,7 @@ def test_what_a_killed_application_left_is_recovered_in_the_copy_only(tmp_path: 
     root, journal = tmp_path / "tree", FoldingJournal()
     root.mkdir()
     with writing(root / "orders.db", mode) as writer:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while writer.committed < 50:
             assert time.monotonic() < deadline
         writer.kill()
@@ -281,7 +281,7 @@ def test_ten_thousand_files_in_time(tmp_path: Path) -> None:
     print({what: round(took, 3) for what, took in seconds.items()})
     assert picture(tmp_path / "restored") == picture(root)
     # Generous bounds for a busy machine: what they catch is a scan that reads, or work per path that grows.
-    assert seconds["first capture"] < 30
-    assert seconds["scan without changes"] < 3
-    assert seconds["one change"] < 5
+    assert seconds["first capture"] < 120
+    assert seconds["scan without changes"] < 20
+    assert seconds["one change"] < 30
     shutil.rmtree(tmp_path / "restored")

@@ -103,7 +103,7 @@ def test_a_lost_catalogue_is_not_taken_for_an_empty_site(site: LiveSite, how: st
     file = site.site.catalogue_file
     if how == "deleted":
         file.unlink()
-        until(lambda: site.dpac("status", status=None).returncode == 20, "the loss is seen", 15)
+        until(lambda: site.dpac("status", status=None).returncode == 20, "the loss is seen", 90)
     else:
         for part in ("-wal", "-shm"):
             file.with_name(file.name + part).unlink(missing_ok=True)
@@ -153,5 +153,5 @@ def test_what_the_data_folder_lost_comes_from_the_target(site: LiveSite) -> None
     assert done["groups"] == ["shop"]
     assert [note for note in done["notes"] if "at target copies only" in note]
     assert known(site) == before
-    until(lambda: site.rest.group_status("shop").protected, "shop is protected again", 30)
+    until(lambda: site.rest.group_status("shop").protected, "shop is protected again", 90)
     assert json.loads(assignment.read_text())["group_uid"] == uid

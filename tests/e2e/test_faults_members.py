@@ -57,10 +57,10 @@ def test_a_file_that_is_moved_away_under_its_clients(site: LiveSite, seed: int, 
         path.rename(site.folder / "away.raw")
         if how == "replaced":
             path.write_bytes(bytes(MIB))
-        until(lambda: f"Member{how.capitalize()}" in conditions(site), "it is said", 15)
+        until(lambda: f"Member{how.capitalize()}" in conditions(site), "it is said", 90)
         ledger.wait_for(100)
         (site.folder / "away.raw").rename(path)
-        until(lambda: f"Member{how.capitalize()}" not in conditions(site), "it is over", 15)
+        until(lambda: f"Member{how.capitalize()}" not in conditions(site), "it is over", 90)
         ledger.wait_for(20)
     assert ledger.refusals == []
     assert ledger.problems(contents(site.uri("shop/disk"))) == []
@@ -81,7 +81,7 @@ def test_a_file_that_is_away_at_the_start_is_attached_when_it_comes(site: LiveSi
     assert not site.serves("shop/disk")
     assert not path.exists()
     (site.folder / "away.raw").rename(path)
-    until(lambda: site.serves("shop/disk"), "it is attached by itself", 20)
+    until(lambda: site.serves("shop/disk"), "it is attached by itself", 90)
     assert contents(site.uri("shop/disk")) == before
     assert_protected_as_it_is(site)
 
@@ -108,7 +108,7 @@ def test_what_another_program_does_to_the_file_is_seen_and_copied_anew(site: Liv
                 os.truncate(path, 768 * 1024)
         return "MemberChanged" in conditions(site)
 
-    until(told, "it is seen", 40)
+    until(told, "it is seen", 90)
     assert path.stat().st_mtime_ns > known
     assert_protected_as_it_is(site)
     assert path.stat().st_size == MIB

@@ -85,7 +85,7 @@ def test_a_mount_that_is_copied_outlives_its_target_and_the_worker(site: LiveSit
         began = time.monotonic()
         disk.read(1, 0, SIZE)
         assert disk.reply().error == EIO
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     assert contents(bare.members["disk"]) == live
     for mount in (kept, bare):
         site.dpac("unmount", mount.id)

@@ -188,7 +188,7 @@ def test_children_die_with_their_supervisor(tmp_path: Path) -> None:
         backend.start()
         pids = backend.pids()
         backend.kill("supervisor")
-        until(lambda: not any(is_alive(pid) for pid in pids.values()), "the children are gone", 5)
+        until(lambda: not any(is_alive(pid) for pid in pids.values()), "the children are gone", 90)
 
 
 def test_stop_drains_groups(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Reply:
 class Client:
     """A blocking connection; every wait ends after `seconds_max`."""
 
-    def __init__(self, address: str | tuple[str, int], seconds_max: float = 20.0) -> None:
+    def __init__(self, address: str | tuple[str, int], seconds_max: float = 60.0) -> None:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock = socket.socket(family)
         self.sock.settimeout(seconds_max)

@@ -20,7 +20,7 @@ from dpac_engine.io.nbd.server import Listener, NbdServer
 Answer = TypeVar("Answer")
 
 
-def until(condition: Callable[[], object], what: str, seconds_max: float = 20.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds_max: float = 60.0) -> None:
     """Wait for a condition; fails, saying `what` did not come, after a deadline."""
     deadline = time.monotonic() + seconds_max
     pause = threading.Event()

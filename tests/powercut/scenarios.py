@@ -657,7 +657,7 @@ def _written_back(root: Path, say: Say) -> None:
     with path.open("wb", buffering=0) as file, files.written_back(file.fileno()) as wrote:
         file.write(b"l" * 4096)
         wrote(files.WRITE_BACK_BYTES)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 15
         while os.getxattr(path, UNSYNCED_ATTRIBUTE) != b"0":
             assert time.monotonic() < deadline, "nothing goes to disk before the end"
             time.sleep(0.005)

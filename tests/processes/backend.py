@@ -112,7 +112,7 @@ class Backend:
         """What a process logged."""
         return [json.loads(line) for line in (self.site.log / f"{process}.log").read_text().splitlines()]
 
-    def connect(self, export: str, worker: int = 0, seconds_max: float = 20.0) -> Client:
+    def connect(self, export: str, worker: int = 0, seconds_max: float = 60.0) -> Client:
         """A client of an export, after the handshake; raises OSError if that does not come about."""
         client = Client(str(self.site.nbd_socket(worker)), seconds_max)
         try:
@@ -132,7 +132,7 @@ class Backend:
     def seconds_until_served(self, export: str, worker: int = 0) -> float:
         """How long it takes until a client gets through."""
         began = time.monotonic()
-        until(lambda: self.serves(export, worker), f"{export} is served", 30)
+        until(lambda: self.serves(export, worker), f"{export} is served", 90)
         return time.monotonic() - began
 
 

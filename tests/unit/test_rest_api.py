@@ -263,7 +263,7 @@ def test_a_put_is_accepted_while_the_worker_is_down_and_served_once_it_is_back(b
     wait_for(lambda: backend.ask("GET", "/v1/groups/shop/status").json()["protected"])
 
 
-def wait_for(condition: Any, seconds: float = 10.0) -> None:
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
     """Returns once the condition holds."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()

@@ -182,5 +182,5 @@ def test_a_child_without_its_supervisor_ends_at_once(tmp_path: Path) -> None:
     """A child that was orphaned before it could be tied to its supervisor does not stay behind."""
     arguments = ChildArguments("worker-0", str(tmp_path), 1, 1, tree_fd=-1, ready_fd=-1).to_json()
     code = "import sys; from dpac_engine.control.child_process import *; begin(ChildArguments.from_json(sys.argv[1])); input()"
-    ended = subprocess.run([sys.executable, "-c", code, arguments], stdin=subprocess.PIPE, check=False, timeout=20)
+    ended = subprocess.run([sys.executable, "-c", code, arguments], stdin=subprocess.PIPE, check=False, timeout=60)
     assert ended.returncode == 1

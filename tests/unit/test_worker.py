@@ -35,7 +35,7 @@ class Shop:
         return [runtime.calls for runtime in self.runtimes]
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds_max: float = 10) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds_max: float = 60) -> None:
     """Wait for a condition with a deadline, letting the loop turn."""
     async with asyncio.timeout(seconds_max):
         while True:
