@@ -649,20 +649,6 @@ def _spare_tail(root: Path, say: Say) -> None:
 # ---------------------------------------------------------------- directories, restores, mounts
 
 
-def _written_back(root: Path, say: Say) -> None:
-    """A long restore: the disk is at work before the last byte is written."""
-    from dpac_engine.io import files
-
-    path = root / "long"
-    with path.open("wb", buffering=0) as file, files.written_back(file.fileno()) as wrote:
-        file.write(b"l" * 4096)
-        wrote(files.WRITE_BACK_BYTES)
-        deadline = time.monotonic() + 15
-        while os.getxattr(path, UNSYNCED_ATTRIBUTE) != b"0":
-            assert time.monotonic() < deadline, "nothing goes to disk before the end"
-            time.sleep(0.005)
-
-
 def _index_committed(root: Path, say: Say) -> None:
     from dpac_engine.io.members.tree_index import TreeIndex
 
@@ -718,18 +704,35 @@ def _check_restored_tree(root: Path, said: Said) -> None:
     assert (root / "to" / "file").read_bytes() == b"f" * 9000
 
 
-def _volume_restored(root: Path, say: Say) -> None:
-    from dpac_engine.control import restore
+def _restore_at(root: Path) -> Any:
+    from dpac_engine.control.restore import Restore
+    from dpac_engine.control.restore_journal import RestoreJournal
 
-    restore.pieces = lambda *_: [(0, b"v" * 9000)]  # type: ignore[assignment]
-    restore.stored_bytes = lambda *_: 9000  # type: ignore[assignment]
+    it = Restore.__new__(Restore)
     clock = SimpleNamespace(monotonic_ns=lambda: 0)
-    it = restore.Restore.__new__(restore.Restore)
     it._cast = SimpleNamespace(stage=SimpleNamespace(clock=clock), progress=lambda *_: None)  # type: ignore[assignment]
     it._request = SimpleNamespace(member="disk", to=str(root / "disk.raw"))  # type: ignore[assignment]
     it._to, it._aside, it._kind, it._started_ns = root / "disk.raw", root / ".aside", "volume", 0
-    it._mark = SimpleNamespace(id="ck-1-1")  # type: ignore[assignment]
-    it._written = it._write_volume(SimpleNamespace(size_bytes=9000))  # type: ignore[arg-type]
+    it._mark, it._ordinal = SimpleNamespace(id="ck-1-1"), 1  # type: ignore[assignment]
+    it._content, it._journal = it._aside / "content", RestoreJournal(it._aside / "journal")
+    return it
+
+
+def _restore_begun(root: Path, say: Say) -> None:
+    _restore_at(root)._begin("ck-1-1", "copies")
+
+
+def _check_restore_begun(root: Path, said: Said) -> None:
+    assert _restore_at(root).goes_on()
+
+
+def _volume_restored(root: Path, say: Say) -> None:
+    from tests.unit.control_fakes import FakeVolume
+
+    it = _restore_at(root)
+    it._image = SimpleNamespace(volume=lambda _: FakeVolume(9000, {0: b"v" * 9000}))
+    it._begin("ck-1-1", "copies")
+    it._write()
     it._rename()
 
 
@@ -864,7 +867,7 @@ SCENARIOS = {
     "a directory's index": Scenario((_index_committed,), _check_index),
     "a restored tree": Scenario((_tree_restored,), _check_restored_tree),
     "a tree restored in place": Scenario((_tree_restored_in_place,), _check_restored_tree),
-    "a long restore": Scenario((_written_back,), _nothing),
+    "a restore under way": Scenario((_restore_begun,), _check_restore_begun),
     "a restored volume": Scenario((_volume_restored,), _check_restored_volume),
     "a FLUSH of a mount": Scenario((_mount_flushed,), _check_mount),
     "a hydrated mount": Scenario((_mount_hydrated,), _check_hydrated),

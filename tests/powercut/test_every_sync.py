@@ -17,7 +17,7 @@ from tests.powercut.sites import PROOFS, SEEDS_MAX
 from tests.powercut.stage import lost
 
 SEEDS = 2
-TIMELINESS = {"a spare file", "a spare tail", "a long restore"}
+TIMELINESS = {"a spare file", "a spare tail"}
 """Nothing is lost without their syncs, but somebody waits who should not."""
 
 

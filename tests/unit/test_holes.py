@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dpac_engine.io import volume_file
+from dpac_engine.io import restored_volume
 from dpac_engine.io.holes import data_ranges, data_runs
-from dpac_engine.io.volume_file import VolumeFile
+from dpac_engine.io.restored_volume import RestoredVolume
 
 KIB64 = 65_536
 
@@ -24,7 +24,7 @@ def test_long_runs_of_zeroes_are_left_out(tmp_path: Path) -> None:
     content = bytes(4 * KIB64) + b"a" * KIB64 + bytes(8 * KIB64) + b"b" + bytes(4 * KIB64)
     assert list(data_runs(content)) == [(4 * KIB64, 5 * KIB64), (13 * KIB64, 14 * KIB64)]
     path, size = tmp_path / "file", KIB64 + len(content)
-    with VolumeFile(path, size) as file:
+    with RestoredVolume(path, size) as file:
         file.write(KIB64, memoryview(content))
     assert path.read_bytes() == bytes(KIB64) + content
     with path.open("rb") as opened:
@@ -43,7 +43,7 @@ def test_what_is_written_sparsely_reads_the_same(
 ) -> None:
     """Random runs of zeroes and data, cut anywhere, written by several threads at once, past the page cache or not."""
     if not direct:
-        monkeypatch.setattr(volume_file, "opened_direct", not_offered)
+        monkeypatch.setattr(restored_volume, "opened_direct", not_offered)
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -52,7 +52,7 @@ def test_what_is_written_sparsely_reads_the_same(
         content, path = memoryview(b"".join(runs)), tmp_path / f"{number}"
         # In sectors, as devices are written.
         cuts = sorted({0, len(content), *(chance.randrange(len(content) or 1) // 512 * 512 for _ in range(6))})
-        with VolumeFile(path, len(content)) as file, ThreadPoolExecutor(4) as threads:
+        with RestoredVolume(path, len(content)) as file, ThreadPoolExecutor(4) as threads:
             for writing in [threads.submit(file.write, begin, content[begin:end]) for begin, end in pairwise(cuts)]:
                 writing.result()
             file.sync()
@@ -64,6 +64,6 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "file").symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic"):
-        VolumeFile(tmp_path / "file", 512)
+        RestoredVolume(tmp_path / "file", 512)
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert os.readlink(tmp_path / "file") == str(tmp_path / "precious")

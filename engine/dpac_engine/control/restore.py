@@ -21,8 +21,8 @@ from dpac_engine.control.recovery import ImageView, TreeView
 from dpac_engine.control.restore_journal import RestoreJournal, Whole
 from dpac_engine.control.volume_restore import VolumeRestore
 from dpac_engine.core.globs import matching, with_folders
-from dpac_engine.io.files import sync_folder
-from dpac_engine.io.volume_file import VolumeFile
+from dpac_engine.io.files import make_folder, sync_folder
+from dpac_engine.io.restored_volume import RestoredVolume
 
 _CHOOSE, _WRITE, _RENAME = "choose checkpoint", "write aside", "rename"
 
@@ -112,9 +112,12 @@ class Restore:
         self._image: ImageView = repository.image(self._mark)
         if begun is None:
             check_restore_path(str(self._to), directory=self._kind == "directory")
-            self._aside.mkdir(mode=0o700)  # all of it lies in here, and is found again by clean_up
-            self._journal.begin(self._mark.id, target)
+            self._begin(self._mark.id, target)
         return f"{self._mark.id} at {target}{f'; {note}' if note else ''}"
+
+    def _begin(self, checkpoint: str, target: str) -> None:
+        make_folder(self._aside)  # all of it lies in here, and is found again by clean_up
+        self._journal.begin(checkpoint, target)
 
     def _write(self) -> str:
         done = self._journal.whole
@@ -127,7 +130,7 @@ class Restore:
 
     def _write_volume(self) -> tuple[int, int]:
         volume = self._image.volume(self._ordinal)
-        with VolumeFile(self._content, volume.size_bytes) as file:
+        with RestoredVolume(self._content, volume.size_bytes) as file:
             goal = stored_bytes(volume)
             free = shutil.disk_usage(self._aside).free + file.allocated_bytes
             if goal > free:

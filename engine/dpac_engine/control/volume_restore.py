@@ -9,7 +9,7 @@ from dpac_engine.control.image_reading import each_run, stored_bytes
 from dpac_engine.control.recovery import VolumeView
 from dpac_engine.control.restore_journal import RestoreJournal
 from dpac_engine.core.image import StoredRun
-from dpac_engine.io.volume_file import VolumeFile
+from dpac_engine.io.restored_volume import RestoredVolume
 
 SYNC_BYTES = 64 * 2**20
 """So much is written from one note in the journal to the next: what a crash costs at most."""
@@ -27,7 +27,7 @@ class VolumeRestore:
     """One volume on its way into a file, which holds nothing but what an earlier try has written."""
 
     def __init__(
-        self, volume: VolumeView, file: VolumeFile, journal: RestoreJournal, progress: Callable[[int, int], None]
+        self, volume: VolumeView, file: RestoredVolume, journal: RestoreJournal, progress: Callable[[int, int], None]
     ) -> None:
         """`progress` is told the bytes done, and those to do; it raises to stop the work."""
         self._volume = _Rest(volume, frozenset(journal.segments))

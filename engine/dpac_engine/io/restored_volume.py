@@ -14,7 +14,7 @@ from dpac_engine.io.files import write_all
 from dpac_engine.io.holes import data_runs
 
 
-class VolumeFile:
+class RestoredVolume:
     """A file of `size_bytes` that is, or becomes, a volume. `write` may be called by several threads. Raises OSError."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
