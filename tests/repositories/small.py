@@ -129,7 +129,8 @@ class SmallRepository:
         """Merge what there is but for the newest segment, keeping a few checkpoints."""
         leg = AsyncLegSpec(target="t", retention=RetentionSpec(hourly=2))
         journal = JournalSpec(history=Duration.parse("1h"))
-        while Compaction(journal, leg).step(self.writer, self.commit, self.clock.now):
+        compaction = Compaction(journal, leg)
+        while compaction.step(self.writer, self.commit, self.clock.now):
             pass
         kept = {mark.id for mark in self.reader().marks()}
         self.content = {name: content for name, content in self.content.items() if name in kept}

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from dpac_api.models import AsyncLegSpec, JournalSpec, RetentionSpec
 from dpac_api.quantities import Duration
-from dpac_engine.control import compaction as compaction_module
+from dpac_engine.control import merging
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.core import retention
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody
@@ -368,8 +368,7 @@ ROUNDS = int(os.environ.get("DPAC_SOAK_ROUNDS", "2000"))
 def _merge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge without waiting for much to merge, into small segments."""
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
-    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
-    monkeypatch.setattr(compaction_module, "MERGED_BYTES", 150)
+    monkeypatch.setattr(merging, "MERGED_BYTES", 150)
 
 
 def _run(examples: int, steps: int) -> None:

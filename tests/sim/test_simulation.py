@@ -19,7 +19,7 @@ from typing import Any
 import hypothesis.internal.conjecture.providers  # noqa: F401 - its plugin would import it within a greenlet
 import pytest
 
-from dpac_engine.control import compaction, shipper
+from dpac_engine.control import merging, shipper
 from dpac_engine.core import merge, records
 from dpac_engine.io import spool
 from tests.sim.test_volume_crash import make_impatient
@@ -147,7 +147,7 @@ def _merge_that_loses_a_row(patches: pytest.MonkeyPatch) -> None:
             if number != 3:
                 yield row
 
-    patches.setattr(compaction, "merged_rows", rows)
+    patches.setattr(merging, "merged_rows", rows)
 
 
 MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from dpac_engine.control import compaction, group, member, seeding, shipper, tracking
-from dpac_engine.core import bitmap, retention
+from dpac_engine.control import compaction, group, member, merging, seeding, shipper, tracking
+from dpac_engine.core import bitmap, retention, stripes
 from dpac_engine.io import daemon_thread, files, repository, spool
 from dpac_engine.io.members import overlay, volume, volume_file
 from tests.simulation import host, world
@@ -70,7 +70,9 @@ _SMALL: dict[Any, dict[str, Any]] = {
     bitmap: {"GRANULARITY_BYTES_MIN": 4096},
     seeding: {"PIECE_BYTES": 32 * 1024, "READ_BYTES": 16 * 1024},
     shipper: {"SLICE_BYTES_MAX": 64 * 1024, "COMPACT_EVERY_SECONDS": 3.0},
-    compaction: {"GRACE_NS": 20 * 10**9, "MERGED_BYTES": 64 * 1024},
+    compaction: {"GRACE_NS": 20 * 10**9, "LOOK_AGAIN_NS": 5 * 10**9},
+    merging: {"MERGED_BYTES": 64 * 1024},
+    stripes: {"STRIPE_BYTES": 128 * 1024, "SMALL_BYTES": 8 * 1024},
     retention: {"MERGE_SEGMENTS_MIN": 3},
 }
 

@@ -124,7 +124,6 @@ class Copy:
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge however little there is."""
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
-    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
 
 
 def test_by_age_the_newest_the_tagged_and_those_of_the_calendar_stay() -> None:

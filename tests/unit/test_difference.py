@@ -16,7 +16,6 @@ from tests.repositories.small import DISK, ORDERS, SIZE_BYTES, small_repository
 def test_any_two_checkpoints_differ_by_exactly_what_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Across a base, merged ranges and logs, in both directions; nothing outside of the ranges differs, and no content is read."""
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
-    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
     monkeypatch.setattr(manifest, "COMPLETE_EVERY", 4)
     seed = random.randrange(2**32)
     print(f"seed {seed}")

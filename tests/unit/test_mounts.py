@@ -134,7 +134,6 @@ def device(mounts: Mounts, mount_id: str) -> MountedVolume:
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge however little there is, and try again soon."""
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
-    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
     monkeypatch.setattr(mounts_module, "OPEN_AGAIN_SECONDS", 0.01)
 
 

@@ -98,7 +98,7 @@ def test_history_that_size_cost_is_told_until_it_would_have_aged_out() -> None:
 
 
 def test_merging_waits_until_it_is_worth_it() -> None:
-    """Not for a few segments, nor for many that are a trifle against what is merged already."""
+    """Not for a few segments; what is merged already is left alone."""
     journal = JournalSpec(history=Duration.parse("1m"))
     newest = ref(10_000, 0)
     few = [ref(at, 500) for at in range(1, MERGE_SEGMENTS_MIN)]
@@ -107,9 +107,11 @@ def test_merging_waits_until_it_is_worth_it() -> None:
     merge = plan([*many, newest], marks_of, journal, RetentionSpec(), NOW_NS)
     assert merge is not None
     assert merge.segments == many
-    assert merge.keep_lsns == [many[-1].lsn_from]
+    assert merge.stops == [many[-1].lsn_from]
     base = ref(0, 9000, size=1000 * MIB, kind=SegmentKind.MERGED)
-    assert plan([base, *many, newest], marks_of, journal, RetentionSpec(), NOW_NS) is None
+    beside = plan([base, *many, newest], marks_of, journal, RetentionSpec(), NOW_NS)
+    assert beside is not None
+    assert (beside.segments, beside.is_base, beside.expired) == (many, False, [base])
 
 
 def test_the_newest_segment_is_never_merged() -> None:

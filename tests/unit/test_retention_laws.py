@@ -75,11 +75,14 @@ class History:
             return None
         left = {mark.lsn: mark for ref in merge.segments for mark in self.marks[ref.name]}
         stamps = (min(ref.stamp_from for ref in merge.segments), max(ref.stamp_to for ref in merge.segments))
-        self.refs = [ref for ref in self.refs if ref not in merge.segments]
-        begin = 0
-        for lsn in merge.keep_lsns:
+        gone = {ref.name for ref in (*merge.segments, *merge.expired)}
+        self.refs = [ref for ref in self.refs if ref.name not in gone]
+        begin = 0 if merge.is_base else merge.segments[0].lsn_from
+        for lsn in merge.stops:
             self._add(SegmentKind.MERGED, (begin, lsn + 1), stamps, KIB, [left[lsn]])
             begin = lsn
+        for ref in merge.expired:
+            self._add(SegmentKind.MERGED, (ref.lsn_from, ref.lsn_to), (ref.stamp_from, ref.stamp_to), ref.bytes, [])
         self.refs.sort(key=lambda ref: (ref.lsn_from, ref.lsn_to))
         return max(ref.lsn_to for ref in merge.segments)
 
@@ -92,7 +95,6 @@ class History:
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge however little there is."""
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
-    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
 
 
 def journal_of(history: str, size_bytes: int) -> JournalSpec:

@@ -23,7 +23,6 @@ from tests.unit.test_retention_laws import journal_of
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge however little there is."""
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
-    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
 
 
 def thinned(seed: int) -> tuple[Copy, list[int]]:

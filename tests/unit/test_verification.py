@@ -30,7 +30,6 @@ def repository(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     """Every fourth manifest complete, and merged however little there is, so that a small one has all there can be."""
     monkeypatch.setattr(manifest, "COMPLETE_EVERY", 4)
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
-    monkeypatch.setattr(retention, "MERGE_FRACTION_MIN", 0.0)
     return small_repository(tmp_path, size_bytes=getattr(request, "param", SIZE_BYTES))
 
 

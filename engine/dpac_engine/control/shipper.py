@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypedDict
 
@@ -20,6 +20,7 @@ from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Temporary
 from dpac_api.models import DataState, LegSpec
 from dpac_engine.control.group_state import LegMemory
 from dpac_engine.control.group_view import GroupView, MemberInfo
+from dpac_engine.control.merging import Commit
 from dpac_engine.control.seeding import Piece, Seeding, SeedStream
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import sealing, tail
@@ -42,10 +43,6 @@ PROBE_SECONDS = 15.0
 """How often an idle leg sees that its target is there: one small read."""
 
 
-Commit = Callable[[Sequence[SegmentRef], Sequence[str]], RepositoryState]
-"""Commits segments that join and names that leave; blocks."""
-
-
 def hold_or_release(writer: RepositoryWriter, change: HoldChange) -> None:
     """Commit a changed hold. Blocks."""
     if not change.held:
@@ -60,6 +57,10 @@ class Compactor(Protocol):
     @property
     def immutable_until_ns(self) -> int | None:
         """When the first lock ends of what the newest state needs, as last seen; None: not known, or nothing is locked."""
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """Segments that could not be read when they were to be merged, and why; they stay as they are until they can."""
 
     def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
         """Do one step of it, in a thread; False if nothing is left to do."""

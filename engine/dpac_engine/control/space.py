@@ -100,13 +100,12 @@ def _ranges(reader: RepositoryReader, merged: Sequence[SegmentRef]) -> list[_Ran
     """The ranges that end in a kept checkpoint, oldest first; none if there are too many segments to open."""
     if len(merged) > OPENED_MAX:
         return []
-    ranges = []
-    for ref in merged:
-        if ref.marks is not None:
-            same = [
-                reader.stored(other) for other in merged if (other.lsn_from, other.lsn_to) == (ref.lsn_from, ref.lsn_to)
-            ]
-            ranges.append(_Range(same, ref.lsn_from, reader.stored(ref).marks()[-1]))
+    marks = {ref.lsn_to: reader.stored(ref).marks()[-1] for ref in merged if ref.marks is not None}
+    ranges, begin = list[_Range](), 0
+    for lsn_to in sorted(marks):
+        refs = [ref for ref in merged if begin < ref.lsn_to <= lsn_to]
+        ranges.append(_Range([reader.stored(ref) for ref in refs], ranges[-1].mark.lsn if ranges else 0, marks[lsn_to]))
+        begin = lsn_to
     return ranges
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import NamedTuple
 
 from dpac_api.models import JournalSpec, RetentionSpec
 from dpac_engine.core.checkpoints import Mark
+from dpac_engine.core.folding import barriers
 from dpac_engine.core.manifest import SegmentRef
 from dpac_engine.core.segment import SegmentKind
 
 MERGE_SEGMENTS_MIN = 64
-"""Merging waits for so many segments past the horizon ..."""
-MERGE_FRACTION_MIN = 0.25
-"""... that hold at least this share of what is merged already, so that a base is not rewritten for a trifle."""
-
+"""Merging waits for so many segments past the horizon."""
+MERGE_BYTES_MAX = 256 * 2**20
+"""Stored bytes of the log that are merged at a time, so that memory is bounded however much has aged out."""
 
 SIZE_FRACTION_LEFT = 0.8
 """Where the history that is asked for does not fit, merging goes down to this share of the limit."""
@@ -53,13 +54,16 @@ class Shortfall(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """Replace `segments` by merged ones, one for each range that ends in a kept checkpoint, and one for the rest."""
+    """Replace `segments` by merged ones, one layer for each range that ends in a stop, and one for the rest."""
 
     segments: list[SegmentRef]
-    keep_lsns: list[int]
-    """LSNs of the kept checkpoints, ascending."""
+    """Of the log, of seeds, and what the merge before this one left behind its last checkpoint."""
+    stops: list[int]
+    """LSNs of the kept checkpoints among them, and of barriers, ascending."""
     is_base: bool
     """Nothing older remains: what is zero, deleted or reset need not be told."""
+    expired: list[SegmentRef]
+    """Merged segments whose checkpoint is not kept any longer."""
 
 
 def horizon(refs: Iterable[SegmentRef], journal: JournalSpec, now_ns: int) -> Horizon:
@@ -113,25 +117,42 @@ def plan(
     retention: RetentionSpec,
     now_ns: int,
     held: Collection[int] = (),
+    damaged: Collection[str] = (),
 ) -> Merge | None:
-    """What to merge now, or None. `refs`: live segments in LSN order; `marks_of` opens one; `held`: LSNs of held checkpoints."""
+    """What to merge now, or None. `refs`: live segments in LSN order; `marks_of` opens one; `held`: LSNs of held checkpoints.
+
+    Of the log the oldest goes first, `MERGE_BYTES_MAX` at a time. What is `damaged` stays, with what is needed to read it.
+    """
     end = horizon(refs, journal, now_ns)
     newest = max((ref.lsn_to for ref in refs if ref.kind == SegmentKind.LOG), default=0)
-    old_logs = [
-        ref for ref in refs if ref.kind == SegmentKind.LOG and ref.stamp_to < end.stamp_ns and ref.lsn_to != newest
+    due = [
+        ref for ref in _logs(refs) if ref.stamp_to < end.stamp_ns and ref.lsn_to != newest and ref.name not in damaged
     ]
-    if not old_logs:
+    if not due or not (len(due) >= MERGE_SEGMENTS_MIN or end.full):
         return None
-    limit = max(ref.lsn_to for ref in old_logs)
-    old = [ref for ref in refs if ref.lsn_to <= limit or (ref.kind != SegmentKind.LOG and ref.lsn_from < limit)]
-    old_bytes = sum(ref.bytes for ref in old_logs)
-    merged_bytes = sum(ref.bytes for ref in old if ref.kind == SegmentKind.MERGED)
-    worth = len(old_logs) >= MERGE_SEGMENTS_MIN and old_bytes >= MERGE_FRACTION_MIN * merged_bytes
-    if not (worth or end.full):
-        return None
-    marks = [mark for ref in old if ref.marks for mark in marks_of(ref)]
-    kept = keep(marks, retention, now_ns, held)
-    return Merge(old, [mark.lsn for mark in kept], is_base=True)
+    totals = accumulate(ref.bytes for ref in due)
+    taken = [ref for ref, total in zip(due, totals, strict=True) if total <= MERGE_BYTES_MAX] or due[:1]
+    limit = max(ref.lsn_to for ref in taken)
+    merged = [ref for ref in refs if ref.kind == SegmentKind.MERGED]
+    settled = max((ref.lsn_to - 1 for ref in merged if ref.marks), default=limit)
+    segments = [
+        ref
+        for ref in refs
+        if ref.name not in damaged
+        and (
+            ref.lsn_to <= limit
+            if ref.kind == SegmentKind.LOG
+            else ref.lsn_from < limit and (ref.kind == SegmentKind.FILL or ref.lsn_from >= max(settled, 1))
+        )
+    ]
+    marked = [ref for ref in merged if ref.marks and ref.name not in damaged]
+    marks = {ref.name: marks_of(ref) for ref in [*segments, *marked] if ref.marks}
+    kept = {mark.lsn for mark in keep((mark for of in marks.values() for mark in of), retention, now_ns, held)}
+    stops = {mark.lsn for ref in segments for mark in marks.get(ref.name, ()) if mark.lsn in kept}
+    first, last = min(ref.lsn_from for ref in segments), max(ref.lsn_to for ref in segments)
+    stops |= {lsn for lsn in barriers(refs, damaged) if first < lsn < last}
+    expired = [ref for ref in marked if not any(mark.lsn in kept for mark in marks[ref.name])]
+    return Merge(segments, sorted(stops), not merged, [ref for ref in expired if ref not in segments])
 
 
 def keep(marks: Iterable[Mark], retention: RetentionSpec, now_ns: int, held: Collection[int] = ()) -> list[Mark]:
