@@ -27,7 +27,7 @@ from dpac_api.models import AsyncLegSpec, JournalSpec, RetentionSpec
 from dpac_api.quantities import Duration
 from dpac_engine.control import merging
 from dpac_engine.control.compaction import Compaction
-from dpac_engine.core import retention
+from dpac_engine.core import retention, stripes
 from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState, RepositoryState, SegmentRef
@@ -369,6 +369,8 @@ def _merge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge without waiting for much to merge, into small segments."""
     monkeypatch.setattr(retention, "MERGE_SEGMENTS_MIN", 1)
     monkeypatch.setattr(merging, "MERGED_BYTES", 150)
+    monkeypatch.setattr(stripes, "STRIPE_BYTES", 2500)
+    monkeypatch.setattr(stripes, "SMALL_BYTES", 0)
 
 
 def _run(examples: int, steps: int) -> None:
