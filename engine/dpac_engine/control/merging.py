@@ -66,10 +66,22 @@ class Source:
         except (NotFound, Corruption) as error:
             raise DamagedSegment(self.ref, error) from error
 
+    @property
+    def name(self) -> str:
+        """See `image.IndexedSegment`."""
+        return self.ref.name
+
     def read(self, position: int, length: int) -> bytes:
         """See `image.IndexedSegment`."""
+        return self._read(self._stored.read, position, length)
+
+    def read_once(self, position: int, length: int) -> bytes:
+        """See `image.IndexedSegment`."""
+        return self._read(self._stored.read_once, position, length)
+
+    def _read(self, read: Callable[[int, int], bytes], position: int, length: int) -> bytes:
         try:
-            return self._stored.read(position, length)
+            return read(position, length)
         except Corruption as error:
             raise DamagedSegment(self.ref, error) from error
 
