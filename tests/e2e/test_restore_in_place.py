@@ -124,8 +124,8 @@ def test_connected_clients_are_in_the_way_until_they_are_dropped(site: LiveSite)
 
 
 @pytest.mark.parametrize("victim", ["worker-0", "control"])
-def test_killed_half_way_it_says_how_to_go_on_and_back(site: LiveSite, victim: str) -> None:
-    """The volume has the beginning of the changes and else what it held; a second run finishes, the tag undoes."""
+def test_killed_half_way_it_ends_by_itself(site: LiveSite, victim: str) -> None:
+    """A control process that died finds the worker's work done, a worker that died has it done again; the tag undoes all."""
     seed = time.time_ns()
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -150,26 +150,9 @@ def test_killed_half_way_it_says_how_to_go_on_and_back(site: LiveSite, victim: s
         return bool(ended) and ended[0].phase in (Phase.FAILED, Phase.SUCCEEDED)
 
     until(over, "the operation has ended")
-    error = ended[0].error or ""
-    assert ended[0].phase == Phase.FAILED, "the kill came too late to show anything"
-    assert f"--at tag:before-restore-{begun.id}` goes back" in error
-    assert "finishes that" in error
+    assert ended[0].phase == Phase.SUCCEEDED, ended[0].error
+    assert ended[0].result["bytes_written"] > 0
     until(lambda: served(site), "the export is served")
-    now = contents(site.uri("shop/disk"))
-    blocks = [
-        "good"
-        if now[at : at + BLOCK] == good[at : at + BLOCK]
-        else "bad"
-        if now[at : at + BLOCK] == bad[at : at + BLOCK]
-        else "?"
-        for at in range(0, size, BLOCK)
-    ]
-    print(f"{blocks.count('good')} of {len(blocks)} blocks are back")
-    assert blocks == ["good"] * blocks.count("good") + ["bad"] * blocks.count("bad")
-    # Control alone is not missed: the worker goes on until it is told to stop.
-    assert victim == "control" or blocks.count("good") < len(blocks)
-
-    back(site, "tag:good")
     assert contents(site.uri("shop/disk")) == good
     back(site, f"tag:before-restore-{begun.id}")
     assert contents(site.uri("shop/disk")) == bad

@@ -38,6 +38,11 @@ ONCE_FAILED = [
     37,  # of two changes that no log tells the target learned of the later one alone
     299,  # a journal that had begun anew lay in a file whose name was not durable
     228,  # what went past a broken journal before a kill was not covered by a FLUSH after it
+    910023,  # the only founding member left before it was whole: no checkpoint of those that came later was ever listed
+    910282,  # the same, with another primary in between
+    940347,  # what went past a broken journal was not durable when the next one began to answer FLUSHes
+    940172,  # the same, of a loss of power
+    910220,  # a leg that was added while the journal was broken waited for a log that the new journal did not have
 ]
 
 

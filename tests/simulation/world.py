@@ -201,7 +201,7 @@ class Loop(base_events.BaseEventLoop):
         self._world = world
         self._selector = self
         self._abandoned = False
-        self.set_exception_handler(lambda _, context: None if self._abandoned else failed(context))
+        self.set_exception_handler(lambda _, context: None if self._abandoned or world.dead else failed(context))
 
     def time(self) -> float:
         return (self._world.now_ns - BEGIN_NS) / 1e9

@@ -19,6 +19,7 @@ from dpac_api.models import (
     GroupStatus,
     KeptSpace,
     LegStatus,
+    MemberStatus,
     Mount,
     SiteInfo,
     SlaState,
@@ -87,6 +88,8 @@ class FakeWorker:
         """What its checkpoints are shipped to."""
         self.held: dict[str, WorkerRewind] = {}
         self.clients = 0
+        self.members: dict[str, MemberStatus] = {}
+        """What `status` says of them."""
         self.rewinds: list[WorkerRewind] = []
         self.rewound = RewindProgress(state="done", done_bytes=512, total_bytes=512, bytes_written=512)
         self.repositories: dict[str, FakeRepository] = {}
@@ -127,7 +130,7 @@ class FakeWorker:
             head_lsn=640,
             durable_lsn=640,
             spool_bytes=4096,
-            members={},
+            members=self.members,
             legs={
                 name: LegStatus(
                     target=leg.target,
@@ -176,7 +179,8 @@ class FakeWorker:
         await self._reach(f"rewind_progress {operation_id}")
         if operation_id not in self.held:
             raise NotFound("The worker was restarted.")
-        return self.rewound
+        begun = any(request.operation_id == operation_id for request in self.rewinds)
+        return self.rewound if begun else RewindProgress()
 
     async def release(self, group_uid: str, operation_id: str) -> None:
         await self._reach(f"release {operation_id}")

@@ -29,9 +29,11 @@ from dpac_engine.core import sealing
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.ports import TailStore, TargetMissing
+from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.clock import SystemClock
+from dpac_engine.io.holes import punch_hole
 from dpac_engine.io.members.directory import DirectoryMember
 from dpac_engine.io.members.volume import Volume
 from dpac_engine.io.nbd.export import Change, ChangeKind
@@ -40,7 +42,7 @@ from dpac_engine.io.stores.memory import MemoryStore
 
 KEY, KEY_ID, UID, SHARD = bytes(32), "7" * 32, "1" * 32, "6" * 32
 DISK_BYTES = 4 * 2**20
-DEADLINE_SECONDS = 30
+DEADLINE_SECONDS = 90
 
 
 @pytest.fixture(autouse=True)
@@ -739,6 +741,111 @@ def test_a_volume_grows_though_the_journal_fails_at_that_moment(
         await protected(group)
         await shipped(group, tag="grown")
         assert len(site.disk_at(at="tag:grown")) == 2 * DISK_BYTES
+
+    run(tmp_path, story)
+
+
+def seeded_bytes(site: Site, before: set[str]) -> int:
+    """What seeds have brought in segments that were not there before."""
+    reader, total = site.reader(), 0
+    for ref in reader.refs():
+        if ref.name not in before:
+            rows = reader.stored(ref).rows
+            total += int(rows["payload_bytes"][rows["kind"] == Kind.FILL].sum())
+    return total
+
+
+def test_a_volume_changed_unseen_is_compared_with_the_target_and_only_what_differs_is_sent(
+    tmp_path: Path, seed: int
+) -> None:
+    """Bytes, zeroes and holes that came while it was detached: the target is exact, and gets blocks, not the disk."""
+
+    async def story(site: Site) -> None:
+        chance = random.Random(seed)
+        expected: dict[str, bytes] = {}
+        for round_number in range(4):
+            group = site.group()
+            await group.start()
+            await protected(group)
+            for _ in range(20):
+                write(group, chance.randrange(0, DISK_BYTES - 65536, 512), chance.randbytes(65536))
+            await shipped(group, tag=f"round-{round_number}")
+            expected[f"round-{round_number}"] = bytes(volume_of(group).read_blocking(0, DISK_BYTES))
+            await group.stop()
+            site.groups.clear()
+            before = {ref.name for ref in site.reader().refs()}
+            with site.disk.open("r+b") as file:
+                for _ in range(5):
+                    file.seek(chance.randrange(0, DISK_BYTES - 4096, 4096))
+                    file.write(chance.choice([bytes(4096), chance.randbytes(4096)]))
+                punch_hole(file.fileno(), chance.randrange(0, DISK_BYTES - 65536, 4096), 65536)
+            again = site.group()
+            await again.start()
+            await protected(again)
+            assert seeded_bytes(site, before) <= 5 * 4096, f"seed {seed}"
+            await shipped(again, tag=f"unseen-{round_number}")
+            expected[f"unseen-{round_number}"] = site.disk.read_bytes()
+            await again.stop()
+            site.groups.clear()
+            for tag, content in expected.items():
+                assert site.disk_at(at=f"tag:{tag}") == content, f"{tag}, seed {seed}"
+
+    run(tmp_path, story)
+
+
+def test_a_block_put_back_unseen_is_not_taken_for_what_the_log_makes_of_it(tmp_path: Path) -> None:
+    """The target had A, the log that it does not have yet says B, and A was put back while it was detached: it is A."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 8192, b"A" * 4096)
+        await shipped(group, tag="first")
+        site.targets["copies"].away = True
+        write(group, 8192, b"B" * 4096)
+        await group.stop()
+        site.groups.clear()
+        with site.disk.open("r+b") as file:
+            file.seek(8192)
+            assert file.read(1) == b"B"
+            file.seek(8192)
+            file.write(b"A" * 4096)
+        again = site.group()
+        await again.start()
+        site.targets["copies"].away = False
+        await protected(again)
+        await shipped(again, tag="after")
+        assert site.disk_at(at="tag:after")[8192:12288] == b"A" * 4096
+
+    run(tmp_path, story)
+
+
+def test_what_cannot_be_read_at_the_target_is_sent_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume changed unseen whose copy is damaged is whole again after its seed."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        for number in range(16):
+            write(group, number * 65536, random.Random(number).randbytes(65536))
+        await shipped(group, tag="seen")
+        await group.stop()
+        site.groups.clear()
+        with site.disk.open("r+b") as file:
+            file.write(bytes(8192))
+
+        def damaged(self: object, offset: int, length: int) -> bytes:
+            raise Corruption("Block 0 fails its authentication.")
+
+        again = site.group()
+        with monkeypatch.context() as patched:
+            patched.setattr("dpac_engine.control.shipper.VolumeImage.read", damaged)
+            await again.start()
+            await protected(again)
+        await shipped(again, tag="after")
+        assert site.disk_at(at="tag:after") == site.disk.read_bytes()
 
     run(tmp_path, story)
 

@@ -144,3 +144,19 @@ def test_checkpoints_hold_the_members_that_are_whole(lsn: int, held: set[int] | 
     state = fold([manifest(1, members={"1": founder, "2": joiner})])
     assert state is not None
     assert state.recoverable_members([1, 2], lsn) == held
+
+
+def test_a_group_whose_founders_left_early_is_recoverable_from_the_next_member_on() -> None:
+    """A founder that waits is waited for; once none is left that is to come, the first whole one of the others begins."""
+    founder, late = MemberState("a", "volume", "a", founding=True), MemberState("b", "volume", "b").seeded(300)
+    left = msgspec.structs.replace(founder, founding=False)
+
+    def begin(*members: MemberState) -> int | None:
+        state = fold([manifest(1, members={str(at + 1): member for at, member in enumerate(members)})])
+        assert state is not None
+        return state.recoverable_from
+
+    assert begin(founder, late) is None
+    assert begin(left, late) == 300
+    assert begin(founder.seeded(400), late) == 400
+    assert begin(left) is None

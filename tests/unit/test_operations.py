@@ -14,7 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dpac_api.errors import Corruption, Invalid, Temporary, Unreachable
-from dpac_api.models import DrillReport, OperationStep
+from dpac_api.models import DrillReport, MemberStatus, OperationStep
 from dpac_engine.control import drill_report, operations, restore_in_place
 from dpac_engine.control.catalogue import Catalogue, utc
 from dpac_engine.control.catalogue_operations import add_operation, note_step
@@ -22,7 +22,7 @@ from dpac_engine.control.export_probe import greet
 from dpac_engine.control.rest import create_app
 from dpac_engine.control.restore_journal import RestoreJournal
 from dpac_engine.control.timeline import view_group
-from dpac_engine.control.worker_api import RewindProgress
+from dpac_engine.control.worker_api import RewindProgress, WorkerRewind
 from dpac_engine.core.damage import Finding, LostPart, Run, Verification
 from dpac_engine.core.entries import Entry, EntryType, encode_entry
 from tests.unit.control_fakes import ADMIN, World
@@ -309,8 +309,8 @@ def test_in_place_or_to_a_new_path_never_both_nor_neither(stage: Stage, body: di
     assert stage.client.get("/v1/operations", headers=HEADERS).json() == []
 
 
-def test_a_restore_in_place_that_a_restart_cut_short_says_how_far_it_came(tmp_path: Path) -> None:
-    """Before the writing nothing was changed; after its beginning both ways are named. The worker lets go."""
+def test_a_restore_in_place_whose_journal_tells_too_little_says_how_far_it_came(tmp_path: Path) -> None:
+    """One of an earlier release: before the writing nothing was changed; after its beginning both ways are named."""
     world = World(tmp_path)
     ids: list[str] = []
     with TestClient(create_app(world.deps())) as client:
@@ -337,6 +337,80 @@ def test_a_restore_in_place_that_a_restart_cut_short_says_how_far_it_came(tmp_pa
     assert "--at ck-1-3` finishes that" in during
     assert f"--at tag:before-restore-{ids[1]}` goes back" in during
     assert {call for call in world.worker.calls if call.startswith("release")} == {f"release {one}" for one in ids}
+
+
+def cut_short(world: World, reached: int, known: dict[str, Any]) -> str:
+    """A restore in place of `shop` that a restart of control interrupts in its step number `reached`; its id."""
+    with TestClient(create_app(world.deps())) as client:
+        Stage(world, client)
+    steps = ["choose checkpoint", "safety checkpoint", "write what differs", "checkpoint"]
+    with Catalogue.open(world.data / "catalogue.sqlite").write() as session:
+        group = view_group(session, "shop")
+        request = {"member": "disk", "at": "latest", "in_place": True}
+        one = add_operation(session, "Restore", group, request, steps, utc(world.clock.now_ns())).id
+        for index in range(reached):
+            note_step(session, one, index, OperationStep(name=steps[index], state="done", message="ck-1-3"), known)
+        note_step(session, one, reached, OperationStep(name=steps[reached], state="running"))
+    return one
+
+
+def ended(world: World, operation: str) -> Any:
+    """The operation, once a new control process is done with it."""
+    with TestClient(create_app(world.deps())) as client:
+        deadline = time.monotonic() + 60.0
+        while True:
+            found = client.get(f"/v1/operations/{operation}", headers=HEADERS).json()
+            if found["phase"] in ("Succeeded", "Failed"):
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
+
+
+KNOWN = {"target": "copies", "checkpoint": "ck-1-3", "ordinal": 1, "safety_checkpoint": "ck-1-5"}
+
+
+def test_a_restore_in_place_whose_worker_went_on_ends_as_the_worker_did(tmp_path: Path) -> None:
+    """Control died while it wrote: the next one finds it done, and neither writes nor reserves again."""
+    world = World(tmp_path)
+    operation = cut_short(world, 2, KNOWN)
+    world.worker.held[operation] = WorkerRewind(
+        operation_id=operation, group_uid="a" * 32, ordinal=1, member="disk", target="copies", checkpoint="ck-1-3"
+    )
+    world.worker.rewinds.append(world.worker.held[operation])
+    found = ended(world, operation)
+    assert found["phase"] == "Succeeded", found
+    assert (found["result"]["checkpoint"], found["result"]["safety_checkpoint"]) == ("ck-1-3", "ck-1-5")
+    assert found["result"]["bytes_written"] == 512
+    assert not [call for call in world.worker.calls if call.startswith("reserve")]
+    assert world.worker.held == {}
+
+
+def test_a_restore_in_place_whose_worker_died_is_begun_again(tmp_path: Path) -> None:
+    """From a checkpoint of what the member holds by then; the first safety checkpoint stays what the report names."""
+    world = World(tmp_path)
+    operation = cut_short(world, 2, KNOWN)
+    world.worker.members = {"disk": MemberStatus(kind="volume", state="Attached", seeded=True, size_bytes=2**40)}
+    found = ended(world, operation)
+    assert found["phase"] == "Succeeded", found
+    asked = [call.split()[0] for call in world.worker.calls]
+    order = [call for call in asked if call in ("reserve", "checkpoint", "rewind", "release")]
+    assert order == ["reserve", "checkpoint", "rewind", "checkpoint", "release"]
+    assert world.worker.rewinds[0].safety_checkpoint not in ("", "ck-1-5")
+    assert found["result"]["safety_checkpoint"] == "ck-1-5"
+
+
+@pytest.mark.parametrize("reached", [0, 1])
+def test_a_restore_in_place_that_had_written_nothing_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, reached: int
+) -> None:
+    """Control died before the writing: the next one takes every step that was not done."""
+    world = World(tmp_path)
+    operation = cut_short(world, reached, KNOWN | {"safety_checkpoint": ""})
+    found = ended(world, operation)
+    assert found["phase"] == "Succeeded", found
+    (rewind,) = world.worker.rewinds
+    assert rewind.checkpoint == ("ck-1-3" if reached else "ck-1-5")
+    assert rewind.safety_checkpoint == found["result"]["safety_checkpoint"] != ""
 
 
 def test_single_files_are_restored_by_globs(stage: Stage) -> None:

@@ -68,11 +68,15 @@ def unfinished_operations(session: Session) -> list[Operation]:
     return [wire(row) for row in session.scalars(query.order_by(OperationRow.created))]
 
 
-def note_step(session: Session, operation_id: str, index: int, step: OperationStep) -> None:
-    """Journal where an operation is."""
+def note_step(
+    session: Session, operation_id: str, index: int, step: OperationStep, result: dict[str, Any] | None = None
+) -> None:
+    """Journal where an operation is, and its `result` so far if that is given."""
     row = _row(session, operation_id)
     row.phase = Phase.RUNNING
     row.steps = [*row.steps[:index], step.model_dump(mode="json"), *row.steps[index + 1 :]]
+    if result is not None:
+        row.result = result
 
 
 def finish_operation(

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpac_api.errors import DpacError, Invalid, Unrecoverable
-from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, LegSpec, SyncLegSpec, TargetSpec, TargetTraffic
+from dpac_api.models import (
+    Checkpoint,
+    CheckpointRequest,
+    FilesystemTargetSpec,
+    GroupStatus,
+    LegSpec,
+    SyncLegSpec,
+    TargetSpec,
+    TargetTraffic,
+)
 from dpac_engine.control import group_state, group_status, journal_damage
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.clock_watch import ClockWatch
@@ -103,7 +112,7 @@ class Group:
         self._told = b""
         self._tasks: list[asyncio.Task[None]] = []
         self.rewinds = Rewinds(self, deps.open_reader)
-        self._applying = asyncio.Lock()
+        self.applying = asyncio.Lock()
         self._storing = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._stamps = Stamps()
@@ -298,7 +307,7 @@ class Group:
 
     async def apply(self, assignment: WorkerAssignment) -> None:
         """See `runtime.Runtime.apply`."""
-        async with self._applying:
+        async with self.applying:
             before, self.assignment = self.assignment, assignment
             await self._drop_members()
             self._set_members()
@@ -342,11 +351,17 @@ class Group:
                 leg.spec, leg.compactor = spec, self._deps.compactor(self.assignment, spec)
                 leg.nudge()
             else:
-                # A leg added to a group at work takes the log from now on, and seeds what came before.
-                memory = self.state.legs.setdefault(name, LegMemory(self.spool.durable_lsn))
+                # A leg added to a group at work takes the log from now on, and seeds what came before. While the journal is
+                # broken there is no log: it begins with the next one.
+                broken = bool(self.journal_error)
+                memory = self.state.legs.setdefault(name, LegMemory(self.spool.durable_lsn, lost=broken))
                 compactor = self._deps.compactor(self.assignment, spec)
-                leg = self.legs[name] = Shipper(name, spec, self, self._writer_of(name), compactor, memory)
-                leg.start()
+                near = isinstance(self.assignment.targets[spec.target], FilesystemTargetSpec)
+                leg = self.legs[name] = Shipper(
+                    name, spec, self, self._writer_of(name), compactor, memory, compares=near
+                )
+                if not broken:
+                    leg.start()
             if isinstance(spec, SyncLegSpec):
                 self._set_sync_leg(leg, spec)
         self.gate.poke()
@@ -620,7 +635,11 @@ class Group:
         sizes = {at: member.volume.size_bytes for at, member in self.members.items() if member.volume is not None}
         tracked = await self.tracking.begin(leg.name, self.spool, leg.memory.cursor, sizes)
         if not self._is_too_far_behind(leg):
-            return  # it has just shipped a good deal: what was noted for it does no harm
+            if not leg.memory.tracked:
+                await self.tracking.end(
+                    leg.name
+                )  # it has just shipped a good deal: what was noted would be sent for nothing
+            return
         log.warning("leg %s of %s fell out of the spool at LSN %d", leg.name, self.assignment.name, leg.memory.cursor)
         leg.memory.tracked, leg.memory.lost = tracked, True
         leg.nudge()

@@ -195,8 +195,7 @@ def _oldest_stamp(leg: Shipper) -> int | None:
     state = leg.repository
     if state is None:
         return None
-    begins = [member.ready[0][0] for member in state.members.values() if member.founding and member.ready]
-    first = max(begins, default=0)
+    first = state.recoverable_from or 0
     stamps = [ref.marks.first_stamp for ref in state.segments.values() if ref.marks and ref.lsn_to > first]
     return min(stamps, default=None)
 

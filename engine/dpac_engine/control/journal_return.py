@@ -56,6 +56,11 @@ class JournalReturn:
         if behind and now - self._failed_at < LEGS_WAIT_SECONDS:
             return
         self._put_off(now)
+        async with group.applying:  # a leg that came meanwhile would wait for a log that goes
+            await self._return()
+
+    async def _return(self) -> None:
+        group = self._group
         try:
             await self._begin_anew()
         except OSError as error:

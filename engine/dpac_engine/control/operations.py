@@ -74,7 +74,7 @@ class Run(Protocol):
         """What to say of it, cleaned up, after a restart of control cut it short; knows the journal only."""
 
     def result(self) -> dict[str, Any]:
-        """The report so far."""
+        """The report so far. After every step it is journalled, for the process that takes the run up again."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _perform_steps(run: Run, operation: Operation, journal: _Journal) -> str | N
     for index, planned in enumerate(operation.steps):
         journal.begin(index, planned.name)
         try:
-            journal.end(run.step(planned.name), failed=False)
+            journal.end(run.step(planned.name), failed=False, result=run.result())
         except DpacError as cause:
             if isinstance(cause, _Stopping) and run.goes_on():
                 raise
@@ -275,7 +275,7 @@ class _Journal:
             found = None if done_bytes is None else _progress(done_bytes, total_bytes, time.monotonic() - self._began)
             self._write(self._step.model_copy(update={"message": message, "progress": found}))
 
-    def end(self, message: str, *, failed: bool) -> None:
+    def end(self, message: str, *, failed: bool, result: dict[str, Any] | None = None) -> None:
         """A step ends."""
         update = {
             "state": "failed" if failed else "done",
@@ -283,10 +283,10 @@ class _Journal:
             "progress": None,
             "finished": utc(self._stage.clock.now_ns()),
         }
-        self._write(self._step.model_copy(update=update))
+        self._write(self._step.model_copy(update=update), result)
 
-    def _write(self, step: OperationStep) -> None:
+    def _write(self, step: OperationStep, result: dict[str, Any] | None = None) -> None:
         self._step = step
         self._told = time.monotonic()
         with self._stage.catalogue.write() as session:
-            note_step(session, self._operation.id, self._index, step)
+            note_step(session, self._operation.id, self._index, step, result)

@@ -2,6 +2,7 @@
 
 A seed begins with a reset, then carries the state piece by piece, each as of its own LSN while the application writes on;
 the log from the seed's beginning on makes it whole. A volume's seed resumes where it was; a directory's begins again.
+Of a volume that the target had whole before, only what differs from what it holds is sent, and nothing is reset.
 Several pieces are sealed and on their way to the target at the same time (`SeedStream`); they are committed in order.
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from dpac_engine.core.difference import differing_runs
+from dpac_engine.core.extents import ExtentMap
 from dpac_engine.core.manifest import SegmentRef
 from dpac_engine.core.records import Flags, KeyChange, Kind
 from dpac_engine.core.segment import SegmentWriter
@@ -23,6 +26,8 @@ PIECES_UNDER_WAY = 3
 """Held in memory at most, plain and sealed: one is read while others are compressed, encrypted and written."""
 READ_BYTES = 2**20
 _ZEROES = bytes(READ_BYTES)
+COMPARED_BYTES = 4096
+"""What differs from what a target holds is told in blocks of this size."""
 SEARCH_BYTES = 2**30
 """How far a search for what is allocated goes."""
 
@@ -51,6 +56,17 @@ class TreeSource(Protocol):
 SeedSource = VolumeSource | TreeSource
 
 
+class HeldVolume(Protocol):
+    """What a target holds of a volume, up to where it has the log."""
+
+    @property
+    def map(self) -> ExtentMap:
+        """Where it holds anything."""
+
+    async def read(self, offset: int, length: int) -> bytes | None:
+        """The bytes; None if they cannot be read. Temporary if the target is away."""
+
+
 class Piece(NamedTuple):
     """A step of a seed. `ready_lsn`: with it the member is recoverable from that LSN on."""
 
@@ -74,6 +90,10 @@ class Seeding:
     stamp: Callable[[], int]
     dirty: list[tuple[int, int]] | None = None
     """Volumes: (offset, length) of what the target lacks, if it has all else; None: all is sent."""
+    held: HeldVolume | None = None
+    """Volumes: what is compared, so that only what differs is sent; None: all is sent."""
+    compared_bytes: int = 0
+    equal_bytes: int = 0
     _changes: AsyncIterator[list[KeyChange]] | None = field(default=None)
     _to_read: deque[tuple[int, int]] = field(default_factory=deque)
     """What is left of the range searched last. A write into a hole of it is in the log."""
@@ -83,7 +103,7 @@ class Seeding:
     async def next_piece(self) -> Piece:
         """The next step; errors of the member's reading surface here."""
         rows, begins, start = SegmentWriter(), self.position == 0 and self._changes is None, self.head_lsn()
-        if begins and self.dirty is None:
+        if begins and self.dirty is None and self.held is None:
             self._add(rows, Kind.RESET, start, 0, 0, b"")
         if isinstance(self.source, VolumeSource):
             ready = await self._volume_piece(self.source, rows, begins, start)
@@ -105,20 +125,38 @@ class Seeding:
             if left > length:
                 self._to_read.appendleft((offset + length, left - length))
             lsn, data = await volume.read_for_seed(offset, length)
-            if data != _ZEROES[:length]:
-                self._add(rows, Kind.FILL, lsn, offset, length, data)
-            elif self.dirty is not None:
-                self._add(rows, Kind.ZERO, lsn, offset, length, b"")  # the target may hold something else there
+            for begin, end in await self._differing(offset, data):
+                self._add_data(rows, lsn, offset + begin, data[begin:end])
             self.position = offset + length
             if rows.plain_bytes >= PIECE_BYTES:
                 return None
         self.position = self._searched_to
         return self.head_lsn() if self.position >= volume.size_bytes else None
 
+    async def _differing(self, offset: int, data: bytes) -> Sequence[tuple[int, int]]:
+        """(begin, end) of what of the data the target lacks; all of it if that cannot be told."""
+        then = await self.held.read(offset, len(data)) if self.held else None
+        if then is None:
+            return [(0, len(data))]
+        runs = [(run.begin, run.end) for run in differing_runs(then, data, COMPARED_BYTES)]
+        self.compared_bytes += len(data)
+        self.equal_bytes += len(data) - sum(end - begin for begin, end in runs)
+        return runs
+
+    def _add_data(self, rows: SegmentWriter, lsn: int, offset: int, data: bytes) -> None:
+        if data != _ZEROES[: len(data)]:
+            self._add(rows, Kind.FILL, lsn, offset, len(data), data)
+        elif self.dirty is not None or self.held is not None:
+            self._add(rows, Kind.ZERO, lsn, offset, len(data), b"")  # the target may hold something else there
+
     async def _wanted(self, volume: VolumeSource, end: int) -> list[tuple[int, int]]:
         """(offset, length) of what to read from `position` to `end`."""
         if self.dirty is None:
-            return await volume.allocated(self.position, end - self.position)
+            allocated = await volume.allocated(self.position, end - self.position)
+            if self.held is None:
+                return allocated
+            pieces = self.held.map.lookup(self.position, end - self.position)
+            return joined([*allocated, *((piece.offset, piece.length) for piece in pieces if piece.source >= 0)])
         clipped = ((max(at, self.position), min(at + length, end)) for at, length in self.dirty)
         return [(begin, stop - begin) for begin, stop in clipped if begin < stop]
 
@@ -144,6 +182,18 @@ class Seeding:
         key: tuple[int, bytes] | None = None,
     ) -> None:
         rows.add(kind, Flags.SEED, self.ordinal, lsn, self.stamp(), offset, length, payload, key)
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(offset, length) of what any of the ranges covers, in order, each byte once."""
+    found: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if found and offset <= found[-1][0] + found[-1][1]:
+            begin = found[-1][0]
+            found[-1] = begin, max(found[-1][1], offset + length - begin)
+        else:
+            found.append((offset, length))
+    return found
 
 
 PutPiece = Callable[[Piece], Sequence[SegmentRef]]

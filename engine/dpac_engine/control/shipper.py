@@ -25,6 +25,8 @@ from dpac_engine.control.seeding import Piece, Seeding, SeedStream
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import sealing, tail
 from dpac_engine.core.checkpoints import Mark, decode_mark
+from dpac_engine.core.extents import ExtentMap
+from dpac_engine.core.image import VolumeImage
 from dpac_engine.core.manifest import Hold, Manifest, MemberState, RepositoryState, SegmentRef
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
@@ -85,6 +87,27 @@ class _Slice(NamedTuple):
     stamps: tuple[int, int]
 
 
+class TargetVolume:
+    """A `HeldVolume`: an image, read in the leg's thread."""
+
+    def __init__(self, image: VolumeImage, thread: DaemonThread) -> None:
+        self._image = image
+        self._thread = thread
+
+    @property
+    def map(self) -> ExtentMap:
+        """See `HeldVolume`."""
+        return self._image.map
+
+    async def read(self, offset: int, length: int) -> bytes | None:
+        """See `HeldVolume`."""
+        try:
+            return await self._thread.run(self._image.read, offset, length)
+        except (NotFound, Corruption) as error:
+            log.warning("the target's bytes at %d are sent anew: %s", offset, error.message)
+            return None
+
+
 @dataclass
 class Shipper:
     """One leg of one group."""
@@ -111,6 +134,10 @@ class Shipper:
     """The spool holds the log from here on for a leg that is about to come back."""
     tail_in_use: Callable[[], str | None] = lambda: None
     """The one that a sync leg is writing."""
+    compares: bool = False
+    """Reading what the target holds is cheap: a volume that it had whole once is compared, not sent anew."""
+    _compared_from: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(Ordinal, content) -> an LSN behind where it changed unseen."""
     _thread: DaemonThread = field(init=False)
     _writer: RepositoryWriter | None = None
     _reopens: bool = False
@@ -571,7 +598,7 @@ class Shipper:
             and member.content == info.content
         )
 
-    def _next_seed(self) -> Seeding | None:
+    async def _next_seed(self) -> Seeding | None:
         members = self._members()
         for ordinal, info in sorted(self.group.member_infos().items()):
             member = members[ordinal]
@@ -582,17 +609,45 @@ class Shipper:
             if ordinal in self.memory.delta and dirty is None:
                 self.memory.delta.remove(ordinal)  # it changed unseen, or its bitmap is gone: all of it is sent
                 current = False
+            held = None
+            if self.compares and info.kind == "volume" and member.ready and dirty is None:
+                if not self._has_log_for(ordinal, info.content):
+                    continue
+                held = await self._held_volume(ordinal, info)
+                current = current and held is not None  # else what it held is not reset by a seed that only goes on
             resumes = current and info.kind == "volume" and member.seed_position is not None
             position = member.seed_position or 0 if resumes else 0
             head_lsn = lambda: self.group.spool.head_lsn  # noqa: E731
-            return Seeding(ordinal, info.source, position, info.content, head_lsn, self.group.stamp, dirty)
+            return Seeding(ordinal, info.source, position, info.content, head_lsn, self.group.stamp, dirty, held)
         return None
+
+    def _has_log_for(self, ordinal: int, content: int) -> bool:
+        """The target has the log to behind all that its present state is made of, and behind where the content changed; if
+        not, it is shipped now. A block that is found equal to that state is then told by it and the log that follows.
+        """
+        assert self._writer is not None
+        changed = self._compared_from.setdefault((ordinal, content), self.group.spool.head_lsn)
+        ends = (ref.lsn_to - 1 for ref in self._writer.reader.refs())
+        needed = max(changed, self._log_from, *ends)
+        self._forced_to_lsn = max(self._forced_to_lsn, needed)
+        return self.memory.cursor >= needed
+
+    async def _held_volume(self, ordinal: int, info: MemberInfo) -> TargetVolume | None:
+        """What the target holds of a volume; None if that cannot be read, or has another size."""
+        assert self._writer is not None
+        try:
+            image = await self._thread.run(self._writer.held_volume, ordinal, self.memory.cursor)
+        except (NotFound, Corruption) as error:
+            log.warning("leg %s: all of member %s is sent: %s", self.name, info.name, error.message)
+            return None
+        same = image.size_bytes == getattr(info.source, "size_bytes", None)
+        return TargetVolume(image, self._thread) if same else None
 
     async def _seed_piece(self) -> bool:
         """Send some of a seed and commit what has arrived; False if every member is here or comes by the log."""
         if self._seed is None or not self._is_current(self._seed.seeding):
             await self._abandon_seed()
-            seeding = self._next_seed()
+            seeding = await self._next_seed()
             self._seed = SeedStream(f"leg-{self.name}-seed", seeding, self._put_seed) if seeding else None
         if self._seed is None:
             return False
@@ -622,6 +677,13 @@ class Shipper:
         members[seeding.ordinal] = member
         await self._thread.run(self._commit, members=members, add=[ref for _, refs in arrived for ref in refs])
         if arrived[-1][0].ready_lsn is not None:
+            if seeding.compared_bytes:
+                log.info(
+                    "leg %s: of %d bytes compared with the target's, %d were equal and not sent",
+                    self.name,
+                    seeding.compared_bytes,
+                    seeding.equal_bytes,
+                )
             await self._abandon_seed()
             await self._delta_done(seeding.ordinal)
         return True

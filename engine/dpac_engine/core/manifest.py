@@ -256,6 +256,16 @@ class RepositoryState(msgspec.Struct, frozen=True):
         """Bytes of all live segments."""
         return sum(ref.bytes for ref in self.segments.values())
 
+    @property
+    def recoverable_from(self) -> int | None:
+        """No checkpoint before this LSN is recoverable: every founding member must be whole. Where all of them left before they
+        ever were, the first of the others that is. None: none is recoverable yet.
+        """
+        founding = [member.ready for member in self.members.values() if member.founding]
+        if not founding:
+            return min((member.ready[0][0] for member in self.members.values() if member.ready), default=None)
+        return max(ready[0][0] for ready in founding) if all(founding) else None
+
     def recoverable_members(self, ordinals: Iterable[int], lsn: int) -> set[int] | None:
         """Of the members in a mark, those its checkpoint holds here; None if it is not recoverable here.
 

@@ -14,7 +14,7 @@ import msgspec
 from dpac_api.errors import Conflict, Corruption, Invalid, NotFound, Unrecoverable, Unsupported
 from dpac_engine.core import checkpoints, manifest
 from dpac_engine.core.checkpoints import Mark
-from dpac_engine.core.image import Image
+from dpac_engine.core.image import Image, VolumeImage
 from dpac_engine.core.manifest import Hold, Manifest, MemberState, RepositoryState, SegmentRef
 from dpac_engine.core.ports import Clock, ObjectLocks, Store, TargetMissing
 from dpac_engine.core.records import Kind
@@ -209,16 +209,9 @@ class RepositoryReader:
 
     def ranges(self) -> list[SegmentRef]:
         """Segments that may hold recoverable checkpoints, oldest first; their `marks` say which."""
-        if self.state is None:
+        start = self.state.recoverable_from if self.state is not None else None
+        if start is None:
             return []
-        members = self.state.members.values()
-        founding = [member.ready for member in members if member.founding]
-        if not all(founding):
-            return []
-        begins = [ready[0][0] for ready in founding]  # none if every one left before it was whole
-        start = (
-            max(begins) if begins else min((member.ready[0][0] for member in members if member.ready), default=1 << 63)
-        )
         return [ref for ref in self.refs() if ref.marks and ref.lsn_to > start]
 
     def exact_marks(self, ref: SegmentRef) -> list[Mark]:
@@ -446,6 +439,15 @@ class RepositoryWriter:
     def state(self) -> RepositoryState | None:
         """What was committed."""
         return self.reader.state
+
+    def held_volume(self, ordinal: int, lsn: int) -> VolumeImage:
+        """A volume as all that was committed makes it up to an LSN, whether or not a checkpoint lies there.
+
+        NotFound or Corruption if it is not there, or damaged.
+        """
+        reader = RepositoryReader(self.store, self._group_uid, self.reader.data_keys)  # its indexes go with the image
+        reader.state = self.state
+        return reader.image_of((ref for ref in reader.refs() if ref.lsn_from <= lsn), lsn).volume(ordinal)
 
     def put_escrow(self, escrow_keys: Sequence[str]) -> list[str]:
         """Make sure that a sound copy of the data key lies here for each escrow key.
