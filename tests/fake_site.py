@@ -43,6 +43,7 @@ from dpac_api.models import (
     DrillRequest,
     Group,
     GroupStatus,
+    HoldRequest,
     LegStatus,
     MemberDrill,
     MemberOutputs,
@@ -358,9 +359,28 @@ class FakeSite:
                 consistency="app" if asked.app else "crash",
                 tags=[asked.tag] if asked.tag else [],
                 targets={"copies": CheckpointAvailability(available=True)},
+                held=asked.hold,
+                held_reason=asked.hold_reason,
+                held_until=asked.hold_until,
             )
         )
         return taken[-1]
+
+    def _post_groups_holds(self, call: Call, name: str) -> Checkpoint:
+        asked = HoldRequest.model_validate(call.body)
+        return self._hold(name, asked.checkpoint, held=True, held_reason=asked.reason, held_until=asked.until)
+
+    def _delete_groups_holds(self, call: Call, name: str, checkpoint: str) -> None:
+        self._get_groups(call, name)
+        if not any(taken.id == checkpoint and taken.held for taken in self.checkpoints.get(name, [])):
+            raise NotFound(f"No target holds {checkpoint}.")
+        self._hold(name, checkpoint, held=False, held_reason="", held_until=None)
+
+    def _hold(self, name: str, checkpoint: str, **facts: Any) -> Checkpoint:
+        all_taken = self.checkpoints[name]
+        at = next(at for at, taken in enumerate(all_taken) if taken.id == checkpoint)
+        all_taken[at] = all_taken[at].model_copy(update=facts)
+        return all_taken[at]
 
     def _get_groups_checkpoints(self, call: Call, name: str, selector: str = "") -> Checkpoint | CheckpointPage:
         self._get_groups(call, name)

@@ -278,10 +278,26 @@ class Client:
         return self._get(DifferencePage, f"{_group(name)}/difference", **query)
 
     def take_checkpoint(
-        self, name: str, *, tag: str | None = None, app: bool = False, request_id: str | None = None
+        self,
+        name: str,
+        *,
+        tag: str | None = None,
+        app: bool = False,
+        hold: bool = False,
+        hold_reason: str = "",
+        hold_until: datetime | None = None,
+        request_id: str | None = None,
     ) -> Checkpoint:
-        """Mark the group now; it is taken when this returns."""
-        body = _body(CheckpointRequest, request_id=request_id or new_request_id(), tag=tag, app=app)
+        """Mark the group now; it is taken, and held if asked for, when this returns."""
+        body = _body(
+            CheckpointRequest,
+            request_id=request_id or new_request_id(),
+            tag=tag,
+            app=app,
+            hold=hold,
+            hold_reason=hold_reason,
+            hold_until=hold_until,
+        )
         return self._send(
             Checkpoint, "POST", f"{_group(name)}/checkpoints", body, timeout_seconds=CHECKPOINT_TIMEOUT_SECONDS
         )

@@ -65,7 +65,7 @@ class Ready(Component):
 class Checkpoint(Component):
     """A checkpoint taken by this very update, for example right before a schema is migrated.
 
-    Deleting it does nothing to data. Once retention has dropped the checkpoint, `available` is false after a refresh.
+    Deleting it releases it if it is held, and does nothing else to data. Once retention has dropped the checkpoint, `available` is false after a refresh.
     """
 
     checkpoint: pulumi.Output[str]
@@ -84,6 +84,9 @@ class Checkpoint(Component):
         group: GroupReference,
         tag: pulumi.Input[str] | None = None,
         app: pulumi.Input[bool] | None = None,
+        hold: pulumi.Input[bool] | None = None,
+        hold_reason: pulumi.Input[str] | None = None,
+        hold_until: pulumi.Input[str] | None = None,
         triggers: pulumi.Input[Sequence[Any]] | None = None,
         site: Site | None = None,
         opts: pulumi.ResourceOptions | None = None,
@@ -94,6 +97,9 @@ class Checkpoint(Component):
         :param group: The group, or its name.
         :param tag: A name for it, by which it is found (`tag:NAME`) and kept as the legs' retention says for tags.
         :param app: Quiesce the members by their blueprints first, so that it is application-consistent.
+        :param hold: Hold it at every target, whatever retention and size limits say, until this resource is deleted.
+        :param hold_reason: Why, for whoever finds it held.
+        :param hold_until: RFC 3339: when it is released by itself.
         :param triggers: Any values, such as a schema's version: another one is taken when one of them changes.
         :param site: Which backend, where there are several.
         :param opts: Pulumi's options.
@@ -103,6 +109,9 @@ class Checkpoint(Component):
             group=name_of(group),
             tag=tag,
             app=app,
+            hold=hold,
+            hold_reason=hold_reason,
+            hold_until=hold_until,
             triggers=triggers,
             site=site_name(f"Checkpoint {resource_name!r}", site, group),
         )

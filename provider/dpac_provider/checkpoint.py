@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import contextlib
+from datetime import UTC, datetime
 from typing import ClassVar
 
 from typing_extensions import override
@@ -16,7 +17,7 @@ from dpac_provider.values import Properties
 
 
 class CheckpointHandler(ActHandler[CheckpointInputs]):
-    """A checkpoint taken in create; id `checkpoint/GROUP/CHECKPOINT`. Deleting it does nothing to data.
+    """A checkpoint taken in create; id `checkpoint/GROUP/CHECKPOINT`. Deleting it releases it if it is held, no more.
 
     Once every target has dropped it, `available` is false and it stays in state: another one, taken now, would not be
     what was asked for. It is gone when its group is.
@@ -31,7 +32,14 @@ class CheckpointHandler(ActHandler[CheckpointInputs]):
         wanted = self._parse(inputs)
         client = self._connect(wanted.site, None)
         group = client.group(wanted.group)
-        taken = client.take_checkpoint(wanted.group, tag=wanted.tag, app=wanted.app)
+        taken = client.take_checkpoint(
+            wanted.group,
+            tag=wanted.tag,
+            app=wanted.app,
+            hold=wanted.hold,
+            hold_reason=wanted.hold_reason,
+            hold_until=wanted.hold_until,
+        )
         outputs = {**inputs, **_facts(taken), "available": True, "group_uid": group.uid, "site_uid": group.site_uid}
         return Made(f"checkpoint/{wanted.group}/{taken.id}", outputs)
 
@@ -42,12 +50,48 @@ class CheckpointHandler(ActHandler[CheckpointInputs]):
             client.group(outputs["group"])
         except NotFound:
             return None
+        declared = self._declared(outputs)
         try:
-            facts = {**_facts(client.checkpoint(outputs["group"], outputs["checkpoint"])), "available": True}
+            found = client.checkpoint(outputs["group"], outputs["checkpoint"])
+            facts = {**_facts(found), "available": True}
+            if declared.get("hold") and not found.held and not _is_over(self._parse(declared)):
+                # Somebody released it: the next update holds it again.
+                declared = {**declared, "hold": False, "hold_reason": "", "hold_until": None}
         except (NotFound, Unrecoverable):
             # Not at any target: on its way there still, or dropped again.
             facts = {"available": False} if _is_past(client.group_status(outputs["group"]), outputs) else {}
-        return Seen({**outputs, **facts}, self._declared(outputs))
+        return Seen({**outputs, **facts, **declared}, declared)
+
+    @override
+    def update(self, resource_id: str, old: Properties, new: Properties) -> Properties:
+        """Hold it, change why and for how long, or release it."""
+        outputs = super().update(resource_id, old, new)
+        wanted, was = self._parse(new), self._parse(old)
+        if wanted.hold and _of_hold(wanted) != _of_hold(was):
+            self._client_of(outputs).hold(
+                wanted.group, old["checkpoint"], reason=wanted.hold_reason, until=wanted.hold_until
+            )
+        elif was.hold and not wanted.hold:
+            self._release(outputs)
+        return outputs
+
+    @override
+    def delete(self, resource_id: str, outputs: Properties) -> None:
+        if self._parse(outputs).hold:
+            self._release(outputs)
+
+    def _release(self, outputs: Properties) -> None:
+        with contextlib.suppress(NotFound):  # by hand, by its time, or with its group
+            self._client_of(outputs).release(outputs["group"], outputs["checkpoint"])
+
+
+def _of_hold(inputs: CheckpointInputs) -> tuple[bool, str, datetime | None]:
+    return inputs.hold, inputs.hold_reason, inputs.hold_until
+
+
+def _is_over(inputs: CheckpointInputs) -> bool:
+    """Whether a hold was to end by now."""
+    return inputs.hold_until is not None and inputs.hold_until <= datetime.now(UTC)
 
 
 def _is_past(status: GroupStatus, outputs: Properties) -> bool:

@@ -5,9 +5,10 @@ Property names are the wire's, in state as in messages, so that a native plugin 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
 
 from dpac_api.models import (
     DrillRequest,
@@ -124,6 +125,16 @@ class CheckpointInputs(OfGroup):
         default=None, description="A name for it, kept as long as the leg's retention says for tags."
     )
     app: bool = Field(default=False, description="Quiesce by the members' blueprints first: application-consistent.")
+    hold: bool = Field(default=False, description="No retention drops it until this resource is deleted.")
+    hold_reason: str = Field(default="", max_length=500, description="Why, for whoever finds it held.")
+    hold_until: datetime | None = Field(default=None, description="When it is released by itself; None: never.")
+
+    @field_validator("hold_reason", "hold_until")
+    @classmethod
+    def _of_a_hold(cls, value: object, info: ValidationInfo) -> object:
+        if value and not info.data.get("hold"):
+            raise ValueError("tells of a hold; set hold=True as well, or leave it out.")
+        return value
 
 
 class DrillInputs(OfGroup):

@@ -251,14 +251,14 @@ def test_what_changes_by_itself_is_asked_for(site: FakeSite) -> None:
 
     def program() -> Any:
         group = _quickstart()
-        mark = dpac.Checkpoint("mark", group=group, tag="v1")
+        mark = dpac.Checkpoint("mark", group=group, tag="v1", hold=True, hold_reason="audit")
         found = mark.checkpoint.apply(lambda _: dpac.get_checkpoints("quickstart", limit=5, tag="v1"))
         return pulumi.Output.all(dpac.get_group(group), found)
 
     _, (view, found) = run(program)
     assert view.status.protected
     assert view.uid == site.groups["quickstart"].uid
-    assert [held.tags for held in found] == [["v1"]]
+    assert [(held.tags, held.held, held.held_reason) for held in found] == [(["v1"], True, "audit")]
 
 
 def test_nothing_is_asked_about_a_group_that_is_yet_to_be_made(site: FakeSite) -> None:

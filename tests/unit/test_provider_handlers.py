@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +457,46 @@ def test_a_checkpoint_is_taken_in_create_and_recognised_later(
     assert (seen.outputs, seen.inputs) == (made.outputs, inputs)
     checkpoint.delete(made.id, made.outputs)
     assert len(site.checkpoints["shop"]) == 1
+
+
+def test_a_declared_hold_follows_its_declaration(group: GroupHandler, site: FakeSite, connect: Connect) -> None:
+    """Held from the start, changed and released by updates, held again if somebody released it, released with the resource."""
+    group.create(_checked(group, GROUP))
+    checkpoint = CheckpointHandler(connect)
+    given = {"group": "shop", "hold": True, "hold_reason": "audit", "hold_until": "2099-01-01T00:00:00Z"}
+    inputs = _checked(checkpoint, given)
+    made = checkpoint.create(inputs)
+    held = lambda: site.checkpoints["shop"][0]  # noqa: E731
+    assert (held().held, held().held_reason) == (True, "audit")
+    assert held().held_until == datetime(2099, 1, 1, tzinfo=UTC)
+    assert checkpoint.diff(made.outputs, inputs).changed == []
+
+    site.checkpoints["shop"][0] = held().model_copy(update={"held": False})
+    seen = checkpoint.read(made.id, made.outputs)
+    assert seen is not None
+    change = checkpoint.diff(seen.outputs, inputs)
+    assert (change.changed, change.replaces) == (["hold", "hold_reason", "hold_until"], [])
+    outputs = checkpoint.update(made.id, seen.outputs, inputs)
+    assert held().held
+
+    forever = _checked(checkpoint, {"group": "shop", "hold": True})
+    assert checkpoint.diff(outputs, forever).replaces == []
+    outputs = checkpoint.update(made.id, outputs, forever)
+    assert (held().held_reason, held().held_until) == ("", None)
+    free = _checked(checkpoint, {"group": "shop"})
+    assert checkpoint.update(made.id, outputs, free)["hold"] is False
+    assert not held().held
+    checkpoint.update(made.id, {**outputs, **free}, forever)
+    for _ in range(2):
+        checkpoint.delete(made.id, outputs)
+        assert not held().held
+
+
+@pytest.mark.parametrize("alone", [{"hold_reason": "audit"}, {"hold_until": "2099-01-01T00:00:00Z"}])
+def test_what_a_hold_is_for_needs_a_hold(alone: dict[str, str]) -> None:
+    """In the preview, on its property."""
+    _, problems = CheckpointHandler().check({"group": "shop", **alone})
+    assert [problem.property_path for problem in problems] == list(alone)
 
 
 def test_a_checkpoint_that_aged_out_is_not_taken_again(group: GroupHandler, site: FakeSite, connect: Connect) -> None:

@@ -366,6 +366,22 @@ def test_a_held_checkpoint_is_shown_with_why_until_it_is_released(backend: Backe
     error(backend.post("/v1/groups/shop/holds", checkpoint="ck-1-77"), 409, "unrecoverable")
 
 
+def test_a_checkpoint_can_be_held_from_the_start(backend: Backend) -> None:
+    """Before any target could drop it; a time that is over is an error before anything is marked."""
+    held_group(backend)
+    backend.world.worker.repository = backend.world.worker.repositories["copies"]
+    taken = backend.post("/v1/groups/shop/checkpoints", hold=True, hold_reason="audit").json()
+    assert (taken["held"], taken["held_reason"], taken["held_until"]) == (True, "audit", None)
+    listed = backend.ask("GET", "/v1/groups/shop/checkpoints?held=true").json()["items"]
+    assert [item["id"] for item in listed] == [taken["id"]]
+    sequence = backend.world.worker.sequence
+    refused = backend.post("/v1/groups/shop/checkpoints", hold=True, hold_until="2001-01-01T00:00:00Z")
+    assert error(refused, 422, "invalid")["property_path"] == "hold_until"
+    assert backend.world.worker.sequence == sequence
+    backend.world.worker.repositories.clear()
+    error(backend.post("/v1/groups/shop/checkpoints", hold=True), 409, "unrecoverable")
+
+
 def test_a_hold_ends_by_itself_at_its_time(backend: Backend) -> None:
     """Not before; one whose time is over already is refused."""
     held_group(backend)

@@ -21,6 +21,11 @@ class CheckpointRequest(Model):
     app: bool = Field(
         default=False, description="Quiesce by the members' blueprints first, so that it is application-consistent."
     )
+    hold: bool = Field(
+        default=False, description="Hold it at every target from the start, as `HoldRequest` does later."
+    )
+    hold_reason: str = Field(default="", max_length=500, description="Why, for whoever finds it later.")
+    hold_until: datetime | None = Field(default=None, description="When it is released by itself; None: never.")
 
 
 class HoldRequest(Model):

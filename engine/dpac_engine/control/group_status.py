@@ -293,6 +293,14 @@ def _conditions(group: Group) -> Iterator[Condition]:
                 f"The newest checkpoint at target {leg.spec.target} cannot be read: {leg.damage} What changes is shipped all the same. "
                 f"Run `dpac verify {group.assignment.name}` to see which checkpoints are whole; a copy at a new target is.",
             )
+        elif damaged := leg.compactor.damaged:
+            yield condition(
+                "TargetDamaged",
+                f"leg/{leg.name}",
+                f"{len(damaged)} of the segments at target {leg.spec.target} cannot be read, {next(iter(damaged))} among them. They are left as "
+                f"they are, and all else is thinned. Run `dpac verify {group.assignment.name}` to see which checkpoints need them; what is put "
+                "back from a sound copy of the target is taken up again within minutes.",
+            )
         if (found := _shortfall(group, leg)) is not None:
             told = _history_told(leg, group.assignment.spec.journal, found)
             yield condition("HistoryNotMet", f"leg/{leg.name}", told, "warning")

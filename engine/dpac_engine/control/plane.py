@@ -43,7 +43,7 @@ from dpac_engine.control.catalogue_groups import Host, OnDestroy, delete_group, 
 from dpac_engine.control.catalogue_schema import GroupRow, MountRow, OperationRow
 from dpac_engine.control.catalogue_targets import group_uids_at, list_targets, target_spec
 from dpac_engine.control.drill import Drill
-from dpac_engine.control.moments import nanoseconds
+from dpac_engine.control.moments import moment, nanoseconds
 from dpac_engine.control.observation import observe, with_crashing
 from dpac_engine.control.operations import Operations, RunMaker, Stage
 from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
@@ -246,22 +246,24 @@ class Plane:
     async def hold(self, name: str, request: HoldRequest) -> Checkpoint:
         """Hold the checkpoint that a selector means, at every target that has it."""
         group = await self.view(name)
-        now_ns = self._deps.clock.now_ns()
-        until = request.until.astimezone(UTC) if request.until else None
-        if until is not None and nanoseconds(until) <= now_ns:
-            raise Invalid(f"until ({until.isoformat()}) is over already.", property_path="until")
+        until_ns = self._until_ns(request.until, "until")
         _, mark, _ = await asyncio.to_thread(self.timeline.resolve, group, request.checkpoint, None)
-        change = HoldChange(
-            checkpoint=mark.id,
-            held=True,
-            lsn=mark.lsn,
-            since_ns=now_ns,
-            until_ns=nanoseconds(until) if until else 0,
-            reason=request.reason,
-        )
+        change = self._held(mark.id, mark.lsn, until_ns, request.reason)
         if not await self._change_hold(group, change):
             raise Unrecoverable(f"The checkpoint {mark.id} went while it was to be held. Choose a newer one.")
         return await asyncio.to_thread(self.timeline.checkpoint, group, mark.id)
+
+    def _until_ns(self, until: datetime | None, name: str) -> int:
+        """The stamp at which a hold ends; 0: never."""
+        if until is None:
+            return 0
+        if (until_ns := nanoseconds(until.astimezone(UTC))) <= self._deps.clock.now_ns():
+            raise Invalid(f"{name} ({until.astimezone(UTC).isoformat()}) is over already.", property_path=name)
+        return until_ns
+
+    def _held(self, checkpoint: str, lsn: int, until_ns: int, reason: str) -> HoldChange:
+        now_ns = self._deps.clock.now_ns()
+        return HoldChange(checkpoint=checkpoint, held=True, lsn=lsn, since_ns=now_ns, until_ns=until_ns, reason=reason)
 
     async def release(self, name: str, checkpoint: str) -> None:
         """Hold a checkpoint no longer. NotFound if it is not held anywhere."""
@@ -355,8 +357,9 @@ class Plane:
         ]
 
     async def take_checkpoint(self, name: str, request: CheckpointRequest) -> Checkpoint:
-        """Mark the group now; journalled as an operation."""
+        """Mark the group now, and hold the checkpoint if asked to; journalled as an operation."""
         group = await self.view(name, retained=False)
+        until_ns = self._until_ns(request.hold_until, "hold_until")
         step = "quiesce, mark, release" if request.app else "mark"
 
         def begin(session: Session) -> Operation:
@@ -368,6 +371,8 @@ class Plane:
         operation = await self.write(begin)
         try:
             checkpoint = await self._worker(group.worker).checkpoint(group.uid, request)
+            if request.hold:
+                checkpoint = await self._hold_new(group, checkpoint, until_ns, request.hold_reason)
         except BaseException as cause:
             message = cause.message if isinstance(cause, DpacError) else f"It was interrupted: {type(cause).__name__}."
             await self._end(operation, Phase.FAILED, {}, message)
@@ -375,6 +380,17 @@ class Plane:
         await self._end(operation, Phase.SUCCEEDED, checkpoint.model_dump(mode="json"), None)
         self._ship_soon(group)
         return checkpoint
+
+    async def _hold_new(self, group: GroupView, taken: Checkpoint, until_ns: int, reason: str) -> Checkpoint:
+        """Hold a checkpoint before any target has it, so that none can drop it."""
+        change = self._held(taken.id, max(taken.lsn.values()), until_ns, reason)
+        if not await self._change_hold(group, change):
+            raise Unrecoverable(
+                f"The checkpoint {taken.id} was taken, but no target has anything of the group yet that could be held. Wait "
+                "until the group is seeded (`dpac status`), and take another one."
+            )
+        until = moment(until_ns) if until_ns else None
+        return taken.model_copy(update={"held": True, "held_until": until, "held_reason": reason})
 
     def _ship_soon(self, group: GroupView) -> None:
         """Somebody asked for this checkpoint, so it goes to the targets now, not with the next change."""
