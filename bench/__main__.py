@@ -13,11 +13,12 @@ from pathlib import Path
 from bench import backup_programs, peers
 from bench.backend import backend
 from bench.copies import copy_rows, tree_source, volume_source
+from bench.mounts import mount_rows
 from bench.places import Folder, bucket
 from bench.render import render
 from bench.row import Row
 from bench.steady import steady_rows
-from bench.writes import mount_rows, write_rows
+from bench.writes import write_rows
 from dpac_api.client import Client
 
 PARTS = ("writes", "mount", "volume", "tree", "steady")
@@ -72,9 +73,10 @@ def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterat
     disk.root.mkdir()
     if "writes" in only:
         yield from write_rows(client, folder, arguments.seconds, arguments.long_seconds, repeats)
-    if "mount" in only:
-        yield from mount_rows(client, folder)
     with bucket(folder / "s3") as server:
+        if "mount" in only:
+            for place in (disk, server):
+                yield from mount_rows(client, folder, place, arguments.files)
         if "volume" in only:
             volume = volume_source(folder, int(arguments.volume_gib * 2**30))
             for place in (disk, server):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from bench.backend import OWNER, wait_for
 from bench.load import Load, run
+from bench.mounts import mount_seconds
 from bench.places import Bucket
 from bench.row import Row
-from bench.writes import mount_seconds
 from dpac_api.client import Client
 from dpac_api.models import GroupSpec
 

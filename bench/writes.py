@@ -1,12 +1,10 @@
-"""The data path against NBD servers that protect nothing, and how long a mount takes."""
+"""The data path against NBD servers that protect nothing."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
 import statistics
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -80,35 +78,3 @@ def _median(results: list[Result], unit: str) -> float:
     return statistics.median(
         result.mebibytes_per_second if unit == "MiB/s" else result.writes_per_second for result in results
     )
-
-
-def mount_rows(client: Client, folder: Path) -> Iterator[Row]:
-    """How long until a checkpoint of a sparse volume is open and read, after many random writes."""
-    for size, writes, goal, least in (("1GiB", 100_000, "", None), ("100GiB", 1_000_000, "<= 1 s", 1.0)):
-        name = f"bench-{next(_NUMBERS)}"
-        with protected(client, folder, name, size) as uri:
-            size_bytes = int(size.removesuffix("GiB")) * GIB
-            done = 0
-            while done < writes:
-                done += run(Load("fill", "randwrite", "4k", 32, 10, drain=True), uri, size_bytes).writes
-            tagged = client.take_checkpoint(name, tag="bench")
-            wait_for("the checkpoint at the target", partial(_there, client, name, tagged.id))
-            seconds = mount_seconds(client, name, tagged.id)
-            yield Row(f"mount a checkpoint of {size} after {done:,} writes, first block read", seconds, None, "", "s", None, goal, None if least is None else seconds <= least)  # fmt: skip
-
-
-def mount_seconds(client: Client, group: str, at: str) -> float:
-    """From asking for a mount until its first block is read; the median of three."""
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
-        mount = client.mount(group, at=at)
-        subprocess.run(["qemu-img", "info", "--output=json", mount.members["disk"]], check=True, capture_output=True)
-        took.append(time.monotonic() - began)
-        client.unmount(mount.id)
-    return statistics.median(took)
-
-
-def _there(client: Client, group: str, checkpoint: str) -> bool:
-    found = client.checkpoints(group, limit=1).items
-    return bool(found) and int(found[0].id.rpartition("-")[2]) >= int(checkpoint.rpartition("-")[2])

@@ -9,13 +9,14 @@ import random
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from dpac_api.models import Mount
-from dpac_engine.io.mounted_tree.mountpoint import is_mounted
+from dpac_engine.io.mounted_tree.mountpoint import detach, is_mounted
 from tests.directories.trees import picture
 from tests.e2e.site import MIB, LiveSite, until
 
@@ -241,3 +242,83 @@ def test_programs_find_a_file_system_in_a_mount(site: LiveSite, seed: int) -> No
         assert not (place / "sub").exists()
         (place / "sub").mkdir()
         assert os.listdir(place / "sub") == []
+
+
+def content(path: Path) -> bytes | None:
+    """A file's; None while it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def listed(site: LiveSite, mount_id: str) -> Mount:
+    """A mount as `dpac mounts` shows it."""
+    (found,) = [item for item in site.dpac_json("mounts")["items"] if item["id"] == mount_id]
+    return Mount.model_validate(found)
+
+
+def test_a_directory_that_is_copied_outlives_its_target_and_the_worker(site: LiveSite) -> None:
+    """With the target away all of it is read, also after kill -9, and nothing is held there any more. One that is not copied gives
+    EIO for what was not read, has its names and what was written, and works again when the target is back."""
+    expected, target = picture(site.folder / "tree"), site.folder / "copies"
+    with mounted(site, hydrate=True) as (kept, place), mounted(site) as (bare, other):
+        (other / "empty" / "written").write_text("here")
+        until(lambda: listed(site, kept.id).hydrated_fraction == 1.0, "the directory is copied")
+        assert listed(site, bare.id).hydrated_fraction is None
+        until(lambda: not (site.site.mounts / kept.id / "held.json").exists(), "nothing is held for it any more")
+        assert (site.site.mounts / bare.id / "held.json").exists()
+        os.kill(trees_pid(site), 9)  # with what it has in its cache
+        until(lambda: content(other / "empty" / "written") == b"here", "it is mounted again")
+        until(lambda: content(place / "sub-way"), "the copied one is, too")
+        target.rename(target.with_name("away"))
+        try:
+            assert picture(place) == expected
+            with pytest.raises(OSError, match="Input/output error"):
+                (other / "large.bin").read_bytes()
+            assert (other / "empty" / "written").read_text() == "here"
+            site.kill("worker-0")
+            until(lambda: seen(place) == expected, "the copied directory is mounted again without its target")
+            until(lambda: listed(site, bare.id).problem, "it is said why the other one is not there")
+        finally:
+            target.with_name("away").rename(target)
+        large = (site.folder / "tree" / "large.bin").read_bytes()
+        until(lambda: content(other / "large.bin") == large, "the other one is there with its target")
+        assert (other / "empty" / "written").read_text() == "here"
+
+
+def test_twenty_directories_of_different_checkpoints_are_mounted_at_the_same_time(site: LiveSite) -> None:
+    """Each shows its own checkpoint and takes its own changes; all are gone after."""
+    changing = site.folder / "changing"
+    changing.mkdir()
+    (changing / "version").write_text("0")
+    site.protect("many", {"tree": {"kind": "directory", "path": str(changing)}})
+    for number in range(1, 5):
+        taken = site.rest.checkpoint("many", "latest").time
+        (changing / "version").write_text(str(number))
+        site.wait_for_checkpoint("many", after=taken, as_of_member="tree")
+        site.dpac_json("checkpoint", "many", "--tag", f"v{number}")
+    site.wait_for_checkpoint("many", "tag:v4")
+    wanted = [1 + number % 4 for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        mounts = list(pool.map(lambda number: site.rest.mount("many", at=f"tag:v{number}"), wanted))
+        places = [Path(mount.members["tree"]) for mount in mounts]
+        list(pool.map(lambda item: (item[1] / "own").write_text(str(item[0])), enumerate(places)))
+        read = list(pool.map(lambda place: (place / "version").read_text(), places))
+    assert [int(text) for text in read] == wanted
+    assert [(place / "own").read_text() for place in places] == [str(number) for number in range(20)]
+    lines = Path(f"/proc/{trees_pid(site)}/status").read_text().splitlines()
+    (resident,) = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")]
+    print(f"20 mounted directories are served with {resident:.0f} MiB")
+    assert resident < 300
+    for mount in mounts:
+        site.rest.unmount(mount.id)
+    assert list(site.site.mounts.iterdir()) == []
+    assert not any(is_mounted(place) for place in places)
+
+
+def test_what_somebody_unmounts_by_hand_is_told(site: LiveSite) -> None:
+    """The mount's problem says so, and `dpac unmount` still ends it."""
+    with mounted(site) as (mount, place):
+        detach(place)
+        until(lambda: "unmounted by somebody else" in listed(site, mount.id).problem, "it is said")

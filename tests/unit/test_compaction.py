@@ -42,6 +42,7 @@ class Copy:
         self.clock, self.store = Clock(), MemoryStore()
         self.lsn, self.sequence, self.device = 0, 0, bytearray(1024)
         self.content: dict[str, bytes] = {}
+        self.kind = "volume"
         self.open()
 
     def open(self) -> None:
@@ -51,7 +52,7 @@ class Copy:
 
     def commit(self, add: Sequence[SegmentRef], drop: Sequence[str] = ()) -> RepositoryState:
         """See `shipper.Commit`."""
-        member = MemberState("aa" * 16, "volume", "disk", ready=[(0, None)], founding=True)
+        member = MemberState("aa" * 16, self.kind, "disk", ready=[(0, None)], founding=True)
         return self.writer.commit(
             epoch=1,
             epochs=[(1, 0)],

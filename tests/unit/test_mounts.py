@@ -19,7 +19,8 @@ from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import GRACE_NS, Compaction
 from dpac_engine.control.mount_holds import held_segments, read_hold
 from dpac_engine.control.mounts import Mounts
-from dpac_engine.control.tree_mounts import TreeMounts
+from dpac_engine.control.tree_mounts import FuseUnavailable, TreeMounts
+from dpac_engine.control.tree_orders import TreeOrder
 from dpac_engine.control.worker_api import MountState, WorkerMount
 from dpac_engine.core import retention
 from dpac_engine.io.mounted_volume import MountedVolume
@@ -31,11 +32,18 @@ from tests.unit.test_compaction import GROUP, HOUR, Copy
 MERGE_ALL = (JournalSpec(history=Duration.parse("1h")), RetentionSpec())
 
 
+def restored(_entries: object, _read_chunk: object, to: Path, *_: object, **_named: object) -> int:
+    """Stands for a restore."""
+    (to / "restored").touch()
+    return 0
+
+
 class Host:
     """A worker's mounts, and the target they come from; `away` takes that out of reach."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str = "volume") -> None:
         self.folder, self.copy, self.away = folder, Copy(), False
+        self.copy.kind = kind
         (folder / "groups" / GROUP).mkdir(parents=True)
         (folder / "mounts").mkdir()
         assignment = WorkerAssignment.model_validate(
@@ -60,7 +68,7 @@ class Host:
         (folder / "groups" / GROUP / "assignment.json").write_text(assignment.model_dump_json())
         self.cache, self.segments = BlockCache(), WeakValueDictionary()  # type: ignore[var-annotated]
 
-    def worker(self, executor: ThreadPoolExecutor) -> Mounts:
+    def worker(self, executor: ThreadPoolExecutor, trees: TreeMounts | None = None) -> Mounts:
         """The worker's mounts, as after a start."""
 
         def open_reader(uid: str, _: object) -> RepositoryReader:
@@ -71,10 +79,10 @@ class Host:
             self.folder / "groups",
             self.folder / "mounts",
             open_reader,  # type: ignore[arg-type]
-            lambda *_: 0,
+            restored,
             lambda name: f"nbd+unix:///{name}",
             executor,
-            TreeMounts(["false"]),
+            trees or TreeMounts(["false"]),
         )
 
     @property
@@ -272,5 +280,39 @@ def test_a_mount_file_names_what_was_asked_for(tmp_path: Path) -> None:
         text = (tmp_path / "mounts" / "mnt-1" / "mount.json").read_text().partition("\n")[2]
         assert json.loads(text)["request"]["hydrate"] is False
         await mounts.close("mnt-1")
+
+    told(story)
+
+
+class NoFuse(TreeMounts):
+    """A host on which no directory can be mounted."""
+
+    async def mount(self, order: TreeOrder) -> None:
+        raise FuseUnavailable("/dev/fuse is missing")
+
+
+def test_without_fuse_a_directory_is_copied_whole_and_the_mount_says_so(tmp_path: Path) -> None:
+    """It is a plain folder with what the checkpoint holds, before and after a restart, and nothing is held for it."""
+    host = Host(tmp_path, kind="directory")
+    host.copy.write(b"x")
+    newest = max(host.copy.content, key=lambda name: int(name.rpartition("-")[2]))
+
+    async def story(executor: ThreadPoolExecutor) -> None:
+        for first in (True, False):
+            mounts = host.worker(executor, NoFuse(["false"]))
+            if first:
+                mount = await mounts.open(host.request("mnt-1", newest, hydrate=True))
+                assert mount.note == (
+                    "Directories were copied whole before they were there, because /dev/fuse is missing."
+                )
+                (Path(mount.members["disk"]) / "changed").write_text("by a client")
+            else:
+                await mounts.restore_all()
+            assert (tmp_path / "mounts" / "mnt-1" / "disk" / "restored").exists()
+            await until(lambda: read_hold(tmp_path / "mounts" / "mnt-1") is None)
+            assert mounts.states().mounts == [MountState(mount_id="mnt-1")]
+        assert (tmp_path / "mounts" / "mnt-1" / "disk" / "changed").read_text() == "by a client"
+        await mounts.close("mnt-1")
+        assert list((tmp_path / "mounts").iterdir()) == []
 
     told(story)
