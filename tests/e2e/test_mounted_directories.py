@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dpac_api.models import Mount
+from dpac_api.models import DrillReport, Mount
 from dpac_engine.io.mounted_tree.mountpoint import detach, is_mounted
 from tests.directories.trees import picture
 from tests.e2e.site import MIB, LiveSite, until
@@ -322,3 +322,22 @@ def test_what_somebody_unmounts_by_hand_is_told(site: LiveSite) -> None:
     with mounted(site) as (mount, place):
         detach(place)
         until(lambda: "unmounted by somebody else" in listed(site, mount.id).problem, "it is said")
+
+
+def test_a_drill_checks_the_databases_of_a_directory_where_they_are_mounted(site: LiveSite) -> None:
+    """The blueprint's integrity check runs on the mount; the report names it, and the mount is gone after."""
+    databases = site.folder / "databases"
+    databases.mkdir()
+    with closing(sqlite3.connect(databases / "orders.db")) as database:
+        database.execute("CREATE TABLE item (number INTEGER PRIMARY KEY, body TEXT)")
+        database.executemany("INSERT INTO item (body) VALUES (?)", ((f"row {number}" * 20,) for number in range(500)))
+        database.commit()
+    site.protect("orders", {"db": {"kind": "directory", "path": str(databases), "blueprint": "sqlite"}})
+    site.dpac("drill", "orders")
+    (drill,) = [each for each in site.rest.operations(kind="Drill") if each.group == "orders"]
+    report = DrillReport.model_validate(drill.result)
+    assert report.members["db"].checks == {"every file authentic": "ok", "sqlite orders.db": "ok"}
+    assert report.members["db"].checked_bytes == (databases / "orders.db").stat().st_size
+    assert [step.name for step in drill.steps] == ["choose checkpoint", "open image", "mount", "directory db", "report"]
+    assert site.rest.mounts() == []
+    assert list(site.site.mounts.iterdir()) == []

@@ -403,6 +403,9 @@ class FakeRecovery:
             (to / path.decode()).write_bytes(content)
         return TreeOutcome(sum(len(content) for _, content in tree.entries()), 0)
 
+    def read_tree(self, tree: FakeTree, progress: object) -> int:
+        return sum(len(content) for _, content in tree.entries())
+
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         return self.checks
 

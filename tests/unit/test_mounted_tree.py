@@ -15,6 +15,7 @@ import pytest
 
 from dpac_api.errors import Corruption, Unreachable
 from dpac_engine.core.entries import CHUNK_BYTES, EntryType
+from dpac_engine.io.members.tree_reading import read_tree
 from dpac_engine.io.mounted_tree.content import Content, make_content
 from dpac_engine.io.mounted_tree.lower import Lower
 from dpac_engine.io.mounted_tree.tree import MountedTree
@@ -376,3 +377,20 @@ def test_readers_and_writers_of_one_file_do_not_hold_each_other_up(tmp_path: Pat
     finally:
         answer.set()
         reader.join(60)
+
+
+def test_reading_a_whole_tree_finds_what_a_restore_would(tmp_path: Path, seed: int) -> None:
+    """Each chunk once; one that is missing, or not what was written, is found."""
+    rig = Rig(tmp_path, random.Random(seed))
+    stored, told = Faulty(rig.stored), list[tuple[int, int]]()
+    entries = [(path, stored.read_entry(path)) for path in stored.paths()]
+
+    def read() -> int:
+        return read_tree(entries, stored.read_chunk, lambda _: (0, 0), lambda done, goal: told.append((done, goal)))
+
+    expected = sum(len(chunk) for chunk in rig.stored._fold.chunks.values())
+    assert read() == expected
+    assert told[-1] == (expected, expected)
+    stored.fault = "damaged"
+    with pytest.raises(Corruption):
+        read()

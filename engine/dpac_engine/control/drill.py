@@ -1,17 +1,17 @@
 """Drill: rehearse recovery from a target, measure it, and sign what was found.
 
-Isolated: the image is read from the repository, volumes are exported as mounts of their own and directories restored to a
-scratch folder. Nothing of it touches the members or the replication.
+Isolated: everything is read from the repository, and the checkpoint is mounted, volumes and directories, as whoever recovers
+would do; what the checks write stays in that mount. Nothing of it touches the members or the replication.
 
-    choose checkpoint -> open image -> export volumes -> one step a member -> report
+    choose checkpoint -> open image -> mount -> one step a member -> report
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from dpac_api.errors import Corruption, DpacError, NotFound, Temporary
@@ -24,7 +24,7 @@ from dpac_engine.control.recovery import ImageView, MemberView
 from dpac_engine.control.worker_api import WorkerMount
 from dpac_engine.core.checkpoints import Mark
 
-_CHOOSE, _OPEN, _EXPORT, _REPORT = "choose checkpoint", "open image", "export volumes", "report"
+_CHOOSE, _OPEN, _MOUNT, _REPORT = "choose checkpoint", "open image", "mount", "report"
 
 
 class Drill:
@@ -36,27 +36,26 @@ class Drill:
         self._members: dict[str, MemberDrill] = {}
         self._findings: list[str] = []
         self._report: DrillReport | None = None
+        self._places: dict[str, str] = {}
+        """Where the members are mounted; empty if they could not be."""
         self._mount_id = f"{cast.operation.id}-drill"
 
     def plan(self) -> Sequence[str]:
         """See `operations.Run`: one step a member of the group as it is now."""
         members = self._cast.group.spec.members
-        exports = [_EXPORT] if any(spec.kind == "volume" for spec in members.values()) else []
-        return [_CHOOSE, _OPEN, *exports, *(f"{spec.kind} {name}" for name, spec in members.items()), _REPORT]
+        return [_CHOOSE, _OPEN, _MOUNT, *(f"{spec.kind} {name}" for name, spec in members.items()), _REPORT]
 
     def step(self, name: str) -> str:
         """See `operations.Run`."""
-        steps = {_CHOOSE: self._choose, _OPEN: self._open, _EXPORT: self._export, _REPORT: self._sign}
+        steps = {_CHOOSE: self._choose, _OPEN: self._open, _MOUNT: self._mount, _REPORT: self._sign}
         if name in steps:
             return steps[name]()
         return self._check_member(name.partition(" ")[2])
 
     def clean_up(self) -> None:
         """See `operations.Run`."""
-        shutil.rmtree(self._cast.scratch, ignore_errors=True)
-        if _EXPORT in self.plan():
-            with suppress(NotFound):
-                self._cast.call(self._cast.worker.unmount(self._mount_id))
+        with suppress(NotFound):
+            self._cast.call(self._cast.worker.unmount(self._mount_id))
 
     def goes_on(self) -> bool:
         """See `operations.Run`."""
@@ -93,26 +92,27 @@ class Drill:
                 )
         return f"{len(self._held)} members"
 
-    def _export(self) -> str:
-        volumes = [name for name, (_, member) in self._held.items() if member.kind == "volume"]
-        if not volumes:
-            return "the checkpoint holds no volume"
+    def _mount(self) -> str:
+        if not self._held:
+            return "the checkpoint holds no member"
         request = WorkerMount(
             mount_id=self._mount_id,
             group_uid=self._cast.group.uid,
             target=self._target,
             checkpoint=self._mark.id,
-            members=volumes,
+            members=list(self._held),
         )
         try:
             mount = self._cast.call(self._cast.worker.mount(request))
-            for name in volumes:
-                self._cast.stage.greet(mount.members[name])
+            for name, (_, member) in self._held.items():
+                if member.kind == "volume":
+                    self._cast.stage.greet(mount.members[name])
         except (Temporary, Corruption) as cause:  # the rest can still be read, and is worth knowing
-            finding = f"the volumes cannot be exported: {cause.message}"
+            finding = f"the checkpoint cannot be mounted: {cause.message}"
             self._findings.append(finding)
             return finding
-        return f"{len(volumes)} exports answer"
+        self._places = mount.members
+        return f"{len(self._places)} members answer{f'; {mount.note}' if mount.note else ''}"
 
     def _check_member(self, name: str) -> str:
         if name not in self._held:
@@ -146,18 +146,15 @@ class Drill:
         tree = self._image.tree(ordinal)
         next(tree.entries(), None)
         opened_seconds = self._elapsed_seconds()
-        root = self._cast.scratch / name
-        root.parent.mkdir(parents=True, exist_ok=True)
         recovery = self._cast.stage.recovery
-        done = recovery.restore_tree(
-            tree, root, lambda done, total: self._cast.progress(f"{done} bytes restored", done, total)
-        ).written
-        checks = {"every file restored": "ok"}
-        spec = self._cast.group.spec.members.get(name)
-        if isinstance(spec, DirectorySpec) and spec.blueprint is not None:
-            checks |= {
-                f"{spec.blueprint} {check}": what for check, what in recovery.check(spec.blueprint, root).items()
-            }
+        done = recovery.read_tree(
+            tree, lambda done, total: self._cast.progress(f"{done} of {total} bytes read", done, total)
+        )
+        checks = {"every file authentic": "ok"}
+        spec, place = self._cast.group.spec.members.get(name), self._places.get(name)
+        if isinstance(spec, DirectorySpec) and spec.blueprint is not None and place is not None:
+            found = recovery.check(spec.blueprint, Path(place))
+            checks |= {f"{spec.blueprint} {check}": what for check, what in found.items()}
         return MemberDrill(opened_seconds=opened_seconds, checked_bytes=done, checks=checks)
 
     def _sign(self) -> str:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dpac_api.errors import DpacError, Temporary
@@ -103,11 +102,6 @@ class Cast:
     """Says how far the present step is; raises when the backend stops."""
     call: Callable[[Coroutine[Any, Any, Any]], Any]
     """Awaits a worker's answer from the operation's thread."""
-
-    @property
-    def scratch(self) -> Path:
-        """A folder of the run's own, which `clean_up` removes."""
-        return self.stage.host.data / "scratch" / self.operation.id
 
     @property
     def worker(self) -> WorkerApi:

@@ -193,8 +193,11 @@ class Recovery(Protocol):
         `partial`: where it is built. It stays if this fails, and a later call goes on with what is sound of it.
         """
 
+    def read_tree(self, tree: TreeView, progress: Progress) -> int:
+        """Read all of a directory; returns its bytes. Corruption if any of it is damaged."""
+
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
-        """The blueprint's checks of a restored directory: check -> `ok`, or what is wrong."""
+        """The blueprint's checks of a recovered directory: check -> `ok`, or what is wrong."""
 
 
 class Keyring(Protocol):

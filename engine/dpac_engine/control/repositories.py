@@ -27,6 +27,7 @@ from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.keys import Keyring
 from dpac_engine.io.members import tree_restore
+from dpac_engine.io.members.tree_reading import read_tree
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, worth_opening
 from dpac_engine.io.stores.prefixed import PrefixedStore
 from dpac_engine.io.verification import CheckKey, Verifier
@@ -273,6 +274,10 @@ class TargetRecovery:
 
         found = self._restore(tree.entries(), tree.read_chunk, to, wrote, expect, tree.chunk_place, partial)
         return TreeOutcome(found.written, found.kept)
+
+    def read_tree(self, tree: TreeView, progress: Progress) -> int:
+        """See `Recovery.read_tree`."""
+        return read_tree(tree.entries(), tree.read_chunk, tree.chunk_place, progress)
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """See `Recovery.check`."""
