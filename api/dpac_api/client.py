@@ -345,11 +345,15 @@ class Client:
         at: str = "latest",
         target: str | None = None,
         paths: Sequence[str] = (),
+        over: bool = False,
         in_place: bool = False,
         force_disconnect: bool = False,
         request_id: str | None = None,
     ) -> Operation:
-        """Begin to write one member, as it was at a checkpoint, to the new path `to`, or over what it holds now; `wait` for it."""
+        """Begin to write one member, as it was at a checkpoint, to the new path `to`, or over what it holds now; `wait` for it.
+
+        `over`: a volume, where it differs from the image or disk `to`.
+        """
         body = _body(
             RestoreRequest,
             request_id=request_id or new_request_id(),
@@ -358,6 +362,7 @@ class Client:
             at=at,
             target=target,
             paths=list(paths),
+            over=over,
             in_place=in_place,
             force_disconnect=force_disconnect,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -122,3 +123,22 @@ def test_a_restore_does_not_need_the_worker(site: LiveSite, tmp_path: Path) -> N
     assert done.phase is Phase.SUCCEEDED, done.error
     assert RestoreReport.model_validate(done.result).bytes_written == SIZE
     assert to.read_bytes() == (site.folder.parent / "disk.raw").read_bytes()
+
+
+def test_over_an_older_image_only_what_differs_is_written(site: LiveSite, tmp_path: Path) -> None:
+    """By the command line; a live volume, and an image in use, are left alone."""
+    source = site.folder.parent / "disk.raw"
+    content = source.read_bytes()
+    old = tmp_path / "old.raw"
+    old.write_bytes(content[: 20 * MIB] + bytes(3 * MIB) + content[23 * MIB :])
+    done = site.dpac_json("restore", "shop", "--member", "disk", "--to", str(old), "--over")
+    report = RestoreReport.model_validate(done["result"])
+    assert old.read_bytes() == content
+    assert 3 * MIB <= report.bytes_written <= 4 * MIB
+    assert report.bytes_written + report.bytes_kept == SIZE
+    refused = site.dpac("restore", "shop", "--member", "disk", "--to", str(source), "--over", status=2)
+    assert "overlaps" in refused.stderr
+    with old.open("rb") as user:
+        fcntl.flock(user, fcntl.LOCK_EX)
+        refused = site.dpac("restore", "shop", "--member", "disk", "--to", str(old), "--over", status=None)
+    assert "in use" in refused.stderr

@@ -47,6 +47,7 @@ from dpac_engine.core.difference import FileChange, RangeChange
 from dpac_engine.core.extents import Piece
 from dpac_engine.core.image import StoredRun
 from dpac_engine.core.manifest import Hold
+from dpac_engine.core.stream_hashes import StreamHashes
 
 SITE = SiteInfo(site_uid="5" * 32, name="fra", version="0.1.0")
 ADMIN = "the-admin-token"
@@ -234,7 +235,7 @@ class FakeVolume:
     def runs(self) -> Iterator[StoredRun]:
         """Each extent lies in a segment of its own."""
         for at, length in self.extents():
-            yield StoredRun(f"s/{at}", [Piece(at, length, 0, at)], self.read)
+            yield StoredRun(f"s/{at}", [Piece(at, length, 0, at)], self.read, lambda: StreamHashes(b"", 0))
 
     def read(self, offset: int, length: int) -> bytes:
         self.before_read()

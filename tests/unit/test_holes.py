@@ -25,7 +25,7 @@ def test_long_runs_of_zeroes_are_left_out(tmp_path: Path) -> None:
     assert list(data_runs(content)) == [(4 * KIB64, 5 * KIB64), (13 * KIB64, 14 * KIB64)]
     path, size = tmp_path / "file", KIB64 + len(content)
     with RestoredVolume(path, size) as file:
-        file.write(KIB64, memoryview(content))
+        file.fill(KIB64, memoryview(content))
     assert path.read_bytes() == bytes(KIB64) + content
     with path.open("rb") as opened:
         assert list(data_ranges(opened.fileno(), 0, size)) == [(5 * KIB64, 6 * KIB64), (14 * KIB64, 15 * KIB64)]
@@ -53,7 +53,7 @@ def test_what_is_written_sparsely_reads_the_same(
         # In sectors, as devices are written.
         cuts = sorted({0, len(content), *(chance.randrange(len(content) or 1) // 512 * 512 for _ in range(6))})
         with RestoredVolume(path, len(content)) as file, ThreadPoolExecutor(4) as threads:
-            for writing in [threads.submit(file.write, begin, content[begin:end]) for begin, end in pairwise(cuts)]:
+            for writing in [threads.submit(file.fill, begin, content[begin:end]) for begin, end in pairwise(cuts)]:
                 writing.result()
             file.sync()
         assert path.read_bytes() == content

@@ -11,6 +11,7 @@ from dpac_api.errors import Corruption, NotFound
 from dpac_engine.core.image import RUN_BYTES, TreeImage, VolumeImage
 from dpac_engine.core.records import Flags, Keyspace, Kind
 from dpac_engine.core.segment import ROW, RowArray
+from dpac_engine.core.stream_hashes import StreamHashes, digests_of
 
 Row = tuple[int, int, int, int, int, bytes, tuple[int, bytes] | None]
 
@@ -28,6 +29,9 @@ class Rows:
         self.keys = [key for *_, key in rows if key is not None]
 
     name = ""
+
+    def hashes(self) -> StreamHashes:
+        return StreamHashes(digests_of(memoryview(self.stream)), len(self.stream))
 
     def read_once(self, position: int, length: int) -> bytes:
         self.reads.append((position, length))

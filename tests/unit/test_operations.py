@@ -236,6 +236,43 @@ def test_a_restore_that_meets_damage_leaves_nothing(stage: Stage) -> None:
     assert list(stage.world.root.glob(".restored*")) == []
 
 
+def test_a_volume_is_restored_over_an_image(stage: Stage) -> None:
+    """It has the volume's bytes and size; the report tells what became of what was there."""
+    to = stage.world.root / "old.raw"
+    to.write_bytes(b"z" * (2**20 + 4096))
+    operation = stage.run("restores", member="disk", to=str(to), over=True)
+    assert operation["phase"] == "Succeeded", operation
+    assert [step["name"] for step in operation["steps"]] == ["choose checkpoint", "write what differs"]
+    content = to.read_bytes()
+    assert (content[:512], content[8192:8704], len(content)) == (b"boot" * 128, b"data" * 128, 2**20)
+    assert content.count(0) == 2**20 - 1024
+    assert operation["result"]["bytes_written"] == 1024
+    assert operation["result"]["bytes_zeroed"] >= 2**20 - 3 * 4096
+    assert sorted(path.name for path in to.parent.glob(".*")) == []
+
+
+def test_a_restore_over_an_image_that_meets_damage_says_what_it_holds(stage: Stage) -> None:
+    """A part of the checkpoint, and how to go on."""
+    stage.repository.volumes[1].damaged.add(8192)
+    to = stage.world.root / "old.raw"
+    to.write_bytes(b"z" * 2**20)
+    operation = stage.run("restores", member="disk", to=str(to), over=True)
+    assert operation["phase"] == "Failed"
+    assert "start the same restore again" in operation["error"]
+
+
+@pytest.mark.parametrize(
+    ("member", "to", "what"), [("orders", "old.raw", "over"), ("disk", "missing", "to"), ("disk", "folder", "to")]
+)
+def test_only_volumes_are_restored_over_only_what_is_there(stage: Stage, member: str, to: str, what: str) -> None:
+    """Refused before there is an operation."""
+    (stage.world.root / "old.raw").write_bytes(b"z")
+    (stage.world.root / "folder").mkdir()
+    answer = stage.begin("restores", member=member, to=str(stage.world.root / to), over=True)
+    assert answer["error"]["property_path"] == what
+    assert (stage.world.root / "old.raw").read_bytes() == b"z"
+
+
 def test_a_restore_of_an_unknown_member_names_those_there_were(stage: Stage) -> None:
     """Before anything begins."""
     answer = stage.begin("restores", member="tape", to=str(stage.world.root / "x"))

@@ -37,6 +37,11 @@ class RestoreRequest(Model):
         default=False,
         description="Bring the member itself back to the checkpoint, after a safety checkpoint of what it holds now.",
     )
+    over: bool = Field(
+        default=False,
+        description="Volumes: `to` is an image or a disk that holds some state of the volume, or anything else; it becomes the checkpoint, "
+        "and only what differs is fetched and written.",
+    )
     force_disconnect: bool = Field(
         default=False,
         description="In place: drop clients that use the volume, or ignore programs that use the directory.",
@@ -55,6 +60,8 @@ class RestoreRequest(Model):
             raise ValueError("give either `to`, a new path, or `in_place`")
         if self.in_place and self.paths:
             raise ValueError("in place a member comes back whole: restore single paths to a new path, and copy them")
+        if self.over and (self.in_place or self.paths):
+            raise ValueError("`over` goes with `to` alone: a whole volume over what lies there")
         if self.force_disconnect and not self.in_place:
             raise ValueError("`force_disconnect` is about a restore in place: nobody uses a new path")
         return self
@@ -153,7 +160,9 @@ class RestoreReport(Model):
     bytes_written: int
     seconds: float
     bytes_kept: int = Field(default=0, description="What lay there already, and was neither fetched nor written.")
-    bytes_zeroed: int = Field(default=0, description="In place, volumes: what became zeroes without being written.")
+    bytes_zeroed: int = Field(
+        default=0, description="In place or over, volumes: what became zeroes without being written."
+    )
     paths_written: int = Field(default=0, description="In place, directories: made, replaced, or given other metadata.")
     paths_removed: int = Field(default=0, description="In place, directories: those that were not there then.")
     safety_checkpoint: str | None = Field(default=None, description="In place: the member as it was before.")

@@ -211,6 +211,27 @@ def check_restore_path(to: str, *, directory: bool) -> None:
     )
 
 
+def check_restore_over(to: str, kind: str) -> None:
+    """Refuse a restore over what is no image or disk, or of what is no volume."""
+    path = Path(to)
+    if kind != "volume":
+        raise Invalid(
+            "Only a volume is restored over what is there. Restore the directory to a new path, or `in_place`.",
+            property_path="over",
+        )
+    if not (path.is_file() or path.is_block_device()):
+        raise Invalid(
+            f"{to} is no file and no disk to restore over. Without `over` a new file is made.", property_path="to"
+        )
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise Invalid(f"The backend may not read and write {to}. Give its user access.", property_path="to")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise Invalid(
+            f"The backend may not write to {path.parent}, where it notes how far it is. Give its user access.",
+            property_path="to",
+        )
+
+
 def check_apart(path: str, where: str, used: Iterable[Claim], data: Path) -> None:
     """Refuse a path that overlaps with dpac's folder or with anything used already."""
     claim = Claim(real_path(path), "it", True)

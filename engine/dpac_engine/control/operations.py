@@ -34,7 +34,7 @@ WORKER_SECONDS_MAX = 120.0
 RESTARTED = "The backend was restarted while this ran; it was cleaned up. Start it again."
 
 
-class _Stopping(Temporary):
+class Stopping(Temporary):
     """The backend stops, while a step is under way."""
 
 
@@ -162,7 +162,7 @@ class Operations:
         run = self._kinds[operation.kind](self._cast(group, operation, journal.progress))
         try:
             error = _perform_steps(run, operation, journal)
-        except _Stopping:
+        except Stopping:
             _log.info("operation %s goes on when the backend is started again", operation_id)
             return
         self._finish(operation_id, Phase.FAILED if error else Phase.SUCCEEDED, run.result(), error)
@@ -206,7 +206,7 @@ class Operations:
 def _perform_steps(run: Run, operation: Operation, journal: _Journal) -> str | None:
     """Take every step of the plan, then clean up; the error's message if one failed.
 
-    _Stopping, with nothing cleaned up, if the backend stops and the run goes on at its next start.
+    Stopping, with nothing cleaned up, if the backend stops and the run goes on at its next start.
     """
     error: str | None = None
     for index, planned in enumerate(operation.steps):
@@ -214,7 +214,7 @@ def _perform_steps(run: Run, operation: Operation, journal: _Journal) -> str | N
         try:
             journal.end(run.step(planned.name), failed=False, result=run.result())
         except DpacError as cause:
-            if isinstance(cause, _Stopping) and run.goes_on():
+            if isinstance(cause, Stopping) and run.goes_on():
                 raise
             error = cause.message
         except Exception as cause:
@@ -264,7 +264,7 @@ class _Journal:
     def progress(self, message: str, done_bytes: int | None = None, total_bytes: int | None = None) -> None:
         """A step goes on."""
         if self._stopping.is_set():
-            raise _Stopping("The backend is stopping. Start the operation again once it runs.")
+            raise Stopping("The backend is stopping. Start the operation again once it runs.")
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             found = None if done_bytes is None else _progress(done_bytes, total_bytes, time.monotonic() - self._began)
             self._write(self._step.model_copy(update={"message": message, "progress": found}))

@@ -32,7 +32,7 @@ from dpac_api.models import (
 from dpac_engine.control import browsing
 from dpac_engine.control import catalogue_operations as journal
 from dpac_engine.control.catalogue_targets import member_claims, target_claims
-from dpac_engine.control.host_checks import check_apart, check_restore_path
+from dpac_engine.control.host_checks import check_apart, check_restore_over, check_restore_path
 from dpac_engine.control.moments import nanoseconds
 from dpac_engine.control.plane import Plane
 from dpac_engine.control.recovery import MarkFilter
@@ -195,6 +195,9 @@ def operation_routes(plane: Plane) -> APIRouter:
                     "out of its file system.",
                     property_path="paths",
                 )
+            if body.over:
+                check_restore_over(body.to, kinds[body.member].kind if body.member in kinds else "volume")
+                return
             check_restore_path(body.to, directory=body.member not in kinds or kinds[body.member].kind == "directory")
 
         content = body.model_dump(mode="json")

@@ -1,6 +1,7 @@
 """Restore: write one member, as it was at a checkpoint, to a new path. Whole or not at all: written aside, then renamed.
 
-One that a restart cut short goes on: what lies aside is not fetched and written again.
+One that a restart cut short goes on: what lies aside is not fetched and written again. Over an existing image or disk
+(`RestoreRequest.over`) a volume is written where it lies, as far as it differs.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dpac_api.errors import Invalid, NotFound
+from dpac_api.errors import DpacError, Invalid, NotFound
 from dpac_api.models import RestoreReport, RestoreRequest
-from dpac_engine.control.host_checks import check_restore_path
+from dpac_engine.control.host_checks import check_restore_over, check_restore_path
 from dpac_engine.control.image_reading import stored_bytes
-from dpac_engine.control.operations import RESTARTED, Cast
-from dpac_engine.control.recovery import ImageView, TreeView
+from dpac_engine.control.operations import RESTARTED, Cast, Stopping
+from dpac_engine.control.recovery import ImageView, TreeOutcome, TreeView
 from dpac_engine.control.restore_journal import RestoreJournal, Whole
-from dpac_engine.control.volume_restore import VolumeRestore
+from dpac_engine.control.volume_restore import Outcome, VolumeRestore
 from dpac_engine.core.globs import matching, with_folders
 from dpac_engine.io.files import make_folder, sync_folder
+from dpac_engine.io.members.tree_restore import of_dpac
 from dpac_engine.io.restored_volume import RestoredVolume
 
 _CHOOSE, _WRITE, _RENAME = "choose checkpoint", "write aside", "rename"
+_WRITE_OVER = "write what differs"
 
 
 class _Part:
@@ -70,11 +73,15 @@ class Restore:
 
     def plan(self) -> Sequence[str]:
         """See `operations.Run`."""
-        return [_CHOOSE, _WRITE, _RENAME]
+        return [_CHOOSE, _WRITE_OVER] if self._request.over else [_CHOOSE, _WRITE, _RENAME]
 
     def step(self, name: str) -> str:
         """See `operations.Run`."""
-        return {_CHOOSE: self._choose, _WRITE: self._write, _RENAME: self._rename}[name]()
+        steps = {_CHOOSE: self._choose, _WRITE: self._write, _WRITE_OVER: self._write_over, _RENAME: self._rename}
+        try:
+            return steps[name]()
+        except OSError as cause:
+            raise of_dpac(cause, self._to) from cause
 
     def clean_up(self) -> None:
         """See `operations.Run`: what was written aside goes; after the rename there is nothing."""
@@ -111,7 +118,10 @@ class Restore:
             raise Invalid(f"The member {self._request.member!r} was a volume then: it has bytes and no paths.")
         self._image: ImageView = repository.image(self._mark)
         if begun is None:
-            check_restore_path(str(self._to), directory=self._kind == "directory")
+            if self._request.over:
+                check_restore_over(str(self._to), self._kind)
+            else:
+                check_restore_path(str(self._to), directory=self._kind == "directory")
             self._begin(self._mark.id, target)
         return f"{self._mark.id} at {target}{f'; {note}' if note else ''}"
 
@@ -122,14 +132,27 @@ class Restore:
     def _write(self) -> str:
         done = self._journal.whole
         if done is None:
-            written, kept = self._write_volume() if self._kind == "volume" else self._write_tree()
-            done = self._journal.end(written, kept)
+            done = self._journal.end(*(self._write_volume() if self._kind == "volume" else self._write_tree()))
         self._whole: Whole = done
-        kept_too = f", {done.bytes_kept} were there from before the restart" if done.bytes_kept else ""
-        return f"{done.bytes_written} bytes{kept_too}"
+        return f"{done.bytes_written} bytes{f', {done.bytes_kept} were there' if done.bytes_kept else ''}"
 
-    def _write_volume(self) -> tuple[int, int]:
+    def _write_over(self) -> str:
+        try:
+            said = self._write()
+        except Stopping:
+            raise
+        except (DpacError, OSError) as cause:
+            error = of_dpac(cause, self._to) if isinstance(cause, OSError) else cause
+            goes_on = f"{self._to} may hold a part of the checkpoint now: start the same restore again, and it goes on."
+            raise type(error)(f"{error.message} {goes_on}") from cause
+        self._tell()
+        return said
+
+    def _write_volume(self) -> Outcome:
         volume = self._image.volume(self._ordinal)
+        if self._request.over:
+            with RestoredVolume.over(self._to, volume.size_bytes) as file:
+                return VolumeRestore(volume, file, self._journal, self._progress, over=True).run()
         with RestoredVolume(self._content, volume.size_bytes) as file:
             goal = stored_bytes(volume)
             free = shutil.disk_usage(self._aside).free + file.allocated_bytes
@@ -137,14 +160,12 @@ class Restore:
                 raise Invalid(
                     f"The volume needs {goal} bytes and {self._to.parent} has {free} free. Make room, or choose another disk."
                 )
-            return VolumeRestore(
-                volume,
-                file,
-                self._journal,
-                lambda done, total: self._cast.progress(f"{done} of {total} bytes written", done, total),
-            ).run()
+            return VolumeRestore(volume, file, self._journal, self._progress).run()
 
-    def _write_tree(self) -> tuple[int, int]:
+    def _progress(self, done: int, total: int) -> None:
+        self._cast.progress(f"{done} of {total} bytes", done, total)
+
+    def _write_tree(self) -> TreeOutcome:
         tree: TreeView = self._image.tree(self._ordinal)
         if self._request.paths:
             tree = _Part(tree, matching(tree.paths(), self._request.paths))
@@ -166,15 +187,19 @@ class Restore:
         except OSError as cause:
             raise Invalid(f"{self._to} came into being meanwhile ({cause.strerror}). Choose another path.") from cause
         sync_folder(self._to.parent)
+        self._tell()
+        return str(self._to)
+
+    def _tell(self) -> None:
         self._report = RestoreReport(
             checkpoint=self._mark.id,
             member=self._request.member,
             to=str(self._to),
             bytes_written=self._whole.bytes_written,
             bytes_kept=self._whole.bytes_kept,
+            bytes_zeroed=self._whole.bytes_zeroed,
             seconds=round((self._cast.stage.clock.monotonic_ns() - self._started_ns) / 1e9, 3),
         )
-        return str(self._to)
 
     def _take_name(self) -> None:
         if self._kind == "volume":

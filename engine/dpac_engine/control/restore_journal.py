@@ -33,6 +33,7 @@ class Whole(msgspec.Struct, tag="whole"):
 
     bytes_written: int
     bytes_kept: int
+    bytes_zeroed: int = 0
 
 
 _decoder = msgspec.json.Decoder(Begun | Written | Whole)
@@ -71,9 +72,9 @@ class RestoreJournal:
         """These are in the file, which was synced."""
         self._append(Written([*segments]))
 
-    def end(self, bytes_written: int, bytes_kept: int) -> Whole:
+    def end(self, bytes_written: int, bytes_kept: int, bytes_zeroed: int = 0) -> Whole:
         """All of it is."""
-        self.whole = Whole(bytes_written, bytes_kept)
+        self.whole = Whole(bytes_written, bytes_kept, bytes_zeroed)
         self._append(self.whole)
         return self.whole
 

@@ -5,7 +5,7 @@ An image holds maps, no data; `read` asks the segments for blocks when bytes are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from dpac_api.errors import Corruption, NotFound
 from dpac_engine.core.extents import ZEROES, ExtentMap, Int64Array, Piece, fold
 from dpac_engine.core.records import Flags, Keyspace, Kind
 from dpac_engine.core.segment import RowArray
+from dpac_engine.core.stream_hashes import ReadDevice, StreamHashes
 
 RUN_BYTES = 4 * 2**20
 """Of a segment's block stream, read at once; a multiple of every block size."""
@@ -40,6 +41,9 @@ class IndexedSegment(Protocol):
 
     def read(self, position: int, length: int) -> bytes:
         """Bytes of the block stream; Corruption if they are damaged."""
+
+    def hashes(self) -> StreamHashes:
+        """Of the block stream."""
 
     def read_once(self, position: int, length: int) -> bytes:
         """The same for who reads everything, from end to end: nothing of it is kept."""
@@ -122,11 +126,17 @@ class StoredRun(NamedTuple):
     places: list[Piece]
     """In the order of their positions."""
     read: Callable[[int, int], bytes]
+    hashes: Callable[[], StreamHashes]
+    """Of its segment."""
 
     @property
     def length(self) -> int:
         """How much of the device they are."""
         return sum(piece.length for piece in self.places)
+
+    def lacking(self, hashes: StreamHashes, read_device: ReadDevice) -> list[StoredRun]:
+        """What is left of it for a device that holds something already (`StreamHashes.lacking`)."""
+        return [self._replace(places=part) for part in _parts(hashes.lacking(self.places, read_device))]
 
     def content(self) -> Iterator[tuple[int, memoryview]]:
         """(offset, bytes) of each place, by one read; Corruption if what is stored is damaged."""
@@ -183,21 +193,11 @@ class VolumeImage:
         lengths = self.map.ends - starts
         order = np.lexsort((positions, -sources))
         order = order[sources[order] != ZEROES]
-        places: list[Piece] = []
-        for offset, length, source, position in zip(
-            *(column[order].tolist() for column in (starts, lengths, sources, positions)), strict=True
-        ):
-            for piece in _cut(offset, length, source, position):
-                if places and not _together(places[-1], piece):
-                    yield self._run(places)
-                    places = []
-                places.append(piece)
-        if places:
-            yield self._run(places)
-
-    def _run(self, places: list[Piece]) -> StoredRun:
-        segment = self._segments[places[0].source]
-        return StoredRun(segment.name, places, segment.read_once)
+        columns = (column[order].tolist() for column in (starts, lengths, sources, positions))
+        stored = (piece for extent in zip(*columns, strict=True) for piece in _cut(*extent))
+        for places in _parts(stored):
+            segment = self._segments[places[0].source]
+            yield StoredRun(segment.name, places, segment.read_once, segment.hashes)
 
     def extents(self) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored, in order; the rest reads as zeroes."""
@@ -222,6 +222,18 @@ def _together(one: Piece, other: Piece) -> bool:
         and one.position // RUN_BYTES == other.position // RUN_BYTES
         and other.position - (one.position + one.length) < GAP_BYTES_MAX
     )
+
+
+def _parts(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces, sorted by segment and position, as they are read at once."""
+    places: list[Piece] = []
+    for piece in pieces:
+        if places and not _together(places[-1], piece):
+            yield places
+            places = []
+        places.append(piece)
+    if places:
+        yield places
 
 
 class _Value(NamedTuple):

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from dpac_api.errors import Corruption, Unsupported
 from dpac_engine.core.checkpoints import Mark, decode_mark
 from dpac_engine.core.records import Header, Kind, Records, decode_key
+from dpac_engine.core.stream_hashes import UNIT_BYTES, StreamHashes, digests_of
 
 MAGIC = b"DPACSEG1"
 FOOTER_MAGIC = b"DPACEND1"
@@ -216,11 +217,12 @@ class Seal:
         return zstd.decompress(memoryview(body)[1:]) if body[0] == 1 else body[1:]
 
 
-class _Index(msgspec.Struct):
+class _Index(msgspec.Struct, omit_defaults=True):
     records: bytes
     blocks: bytes
     keys: list[tuple[int, bytes]]
     marks: list[bytes]
+    hashes: bytes = b""
 
 
 class Unsealed(NamedTuple):
@@ -238,6 +240,10 @@ class Unsealed(NamedTuple):
     def name(self) -> str:
         """See `image.IndexedSegment`."""
         return ""
+
+    def hashes(self) -> StreamHashes:
+        """See `image.IndexedSegment`: it is at hand."""
+        return StreamHashes(b"", len(self.stream))
 
     def read_once(self, position: int, length: int) -> bytes:
         """See `image.IndexedSegment`."""
@@ -352,7 +358,9 @@ class SegmentWriter:
             out.append(seal.close(Domain.BLOCK, number, stream[begin : begin + header.block_bytes]))
             at += len(out[-1])
             ends.append(at)
-        index = _Index(records, np.array(ends, "<u8").tobytes(), self._keys, self._marks)
+        is_device = any(bool(np.isin(part["kind"], (Kind.WRITE, Kind.FILL)).any()) for part in self._parts)
+        hashes = digests_of(stream) if is_device and len(stream) >= UNIT_BYTES else b""
+        index = _Index(records, np.array(ends, "<u8").tobytes(), self._keys, self._marks, hashes)
         stored = seal.close(Domain.INDEX, 0, msgspec.msgpack.encode(index))
         footer = _FOOTER.pack(FOOTER_MAGIC, at, len(stored), len(ends), len(stream), bytes(16))
         return b"".join((*out, stored, footer, xxhash.xxh3_64_intdigest(footer).to_bytes(8, "little")))
@@ -378,13 +386,21 @@ class SegmentReader:
             raise Corruption("The segment's footer does not fit its size.")
         stored = tail[at - tail_at : -FOOTER_BYTES] if at >= tail_at else read(at, length)
         self._seal = Seal(data_keys(self.header.key_id.hex()), self.header.segment_id, self.header.encode())
-        index = msgspec.msgpack.decode(self._seal.open(Domain.INDEX, 0, stored), type=_Index)
+        self._index_at = (at, length)
+        index = self._index(stored)
         self.rows: RowArray = np.frombuffer(index.records, ROW)
         self.keys = index.keys
         self.mark_payloads = index.marks
         self._ends = np.frombuffer(index.blocks, "<u8").tolist()
         if len(self._ends) != self._block_count:
             raise Corruption("The segment's index does not name all its blocks.")
+
+    def _index(self, stored: bytes) -> _Index:
+        return msgspec.msgpack.decode(self._seal.open(Domain.INDEX, 0, stored), type=_Index)
+
+    def hashes(self) -> StreamHashes:
+        """Hashes of the block stream; by a read of its own, because hardly anybody wants them."""
+        return StreamHashes(self._index(self._read(*self._index_at)).hashes, self.plain_bytes)
 
     @property
     def block_count(self) -> int:

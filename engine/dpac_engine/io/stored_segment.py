@@ -11,6 +11,7 @@ from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.manifest import SegmentRef
 from dpac_engine.core.ports import Store
 from dpac_engine.core.segment import DataKeys, RowArray, SegmentReader
+from dpac_engine.core.stream_hashes import StreamHashes
 
 CACHE_BYTES = 64 * 2**20
 READ_BYTES_MAX = 4 * 2**20
@@ -98,6 +99,13 @@ class StoredSegment:
     def name(self) -> str:
         """See `image.IndexedSegment`."""
         return self.ref.name
+
+    def hashes(self) -> StreamHashes:
+        """See `image.IndexedSegment`."""
+        try:
+            return self.reader.hashes()
+        except (NotFound, Corruption) as error:
+            raise self._damaged(error) from error
 
     def read_once(self, position: int, length: int) -> bytes:
         """See `image.IndexedSegment`: by one read, past the cache."""

@@ -17,6 +17,7 @@ from dpac_engine.core.manifest import RepositoryState, SegmentRef, mark_range
 from dpac_engine.core.ports import Store, TailFile, TailStore
 from dpac_engine.core.records import Kind, stored_bytes
 from dpac_engine.core.segment import RowArray, SegmentKind, SegmentWriter, Unsealed
+from dpac_engine.core.stream_hashes import StreamHashes
 from dpac_engine.core.tail import Frame, Log, TailDecoder, TailEncoder, TailHeader
 from dpac_engine.io.spool import Spool
 
@@ -154,6 +155,10 @@ class TailSegment(NamedTuple):
     def name(self) -> str:
         """See `image.IndexedSegment`: tails come and go."""
         return ""
+
+    def hashes(self) -> StreamHashes:
+        """See `image.IndexedSegment`."""
+        return self.content.hashes()
 
     def read_once(self, position: int, length: int) -> bytes:
         """See `image.IndexedSegment`."""

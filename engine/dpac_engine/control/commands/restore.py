@@ -38,6 +38,12 @@ def restore(
         Path | None,
         typer.Option("--to", help="A path on the backend's host that does not exist yet, or an empty folder."),
     ] = None,
+    over: Annotated[
+        bool,
+        typer.Option(
+            "--over", help="Volumes: --to is an image or disk that is there; only what differs is fetched and written."
+        ),
+    ] = False,
     in_place: Annotated[
         bool,
         typer.Option(
@@ -69,7 +75,7 @@ def restore(
     """Write one member, as it was at a checkpoint, to a new path, or over itself with --in-place."""
     from dpac_api.models import RestoreReport
 
-    _check(to, in_place=in_place, paths=bool(path), only_in_place=dry_run or yes or force_disconnect)
+    _check(to, in_place=in_place, over=over, paths=bool(path), only_in_place=dry_run or yes or force_disconnect)
     with client() as site:
         if in_place:
             page = site.difference(group, before="latest", after=at, member=member, target=target, limit=SHOWN_MAX)
@@ -87,6 +93,7 @@ def restore(
             at=at,
             target=target,
             paths=path or (),
+            over=over,
             in_place=in_place,
             force_disconnect=force_disconnect,
         )
@@ -98,8 +105,11 @@ def restore(
         _say_done(RestoreReport.model_validate(operation.result), group)
 
 
-def _check(to: Path | None, *, in_place: bool, paths: bool, only_in_place: bool) -> None:
+def _check(to: Path | None, *, in_place: bool, over: bool, paths: bool, only_in_place: bool) -> None:
     from dpac_api.errors import Invalid
+
+    if over and (in_place or paths):
+        raise Invalid("--over goes with --to alone: a whole volume over what lies there.")
 
     if in_place == (to is not None):
         raise Invalid("Say where to: `--to PATH`, a new path, or `--in-place`, over what the member holds now.")
@@ -129,7 +139,8 @@ def _show(page: DifferencePage, group: str, *, json: bool) -> None:
 def _say_done(report: RestoreReport, group: str) -> None:
     took = f"in {report.seconds:.1f} s"
     if report.safety_tag is None:
-        say(f"{report.member} of {report.checkpoint} is in {report.to}: {size(report.bytes_written)} {took}")
+        kept = f", {size(report.bytes_kept)} were there" if report.bytes_kept else ""
+        say(f"{report.member} of {report.checkpoint} is in {report.to}: {size(report.bytes_written)} {took}{kept}")
         return
     parts = [f"{size(report.bytes_written)} written"]
     parts += [f"{size(report.bytes_zeroed)} zeroed"] if report.bytes_zeroed else []
