@@ -42,11 +42,15 @@ class IndexedSegment(Protocol):
     def read(self, position: int, length: int) -> bytes:
         """Bytes of the block stream; Corruption if they are damaged."""
 
-    def hashes(self) -> StreamHashes:
-        """Of the block stream."""
-
     def read_once(self, position: int, length: int) -> bytes:
         """The same for who reads everything, from end to end: nothing of it is kept."""
+
+
+class HashedSegment(IndexedSegment, Protocol):
+    """One of which an image is made."""
+
+    def hashes(self) -> StreamHashes:
+        """Of the block stream."""
 
 
 class Span(NamedTuple):
@@ -150,7 +154,7 @@ class StoredRun(NamedTuple):
 class VolumeImage:
     """A device at a checkpoint. `size_bytes` is its size then."""
 
-    def __init__(self, segments: Sequence[IndexedSegment], ordinal: int, lsn: int) -> None:
+    def __init__(self, segments: Sequence[HashedSegment], ordinal: int, lsn: int) -> None:
         self._segments = segments
         rows = member_rows(segments, ordinal, lsn)
         sizes = rows.length[rows.kind == Kind.RESIZE]
@@ -315,13 +319,13 @@ class TreeImage:
 class Image:
     """A group at a checkpoint: its members by ordinal."""
 
-    def __init__(self, segments: Callable[[], Sequence[IndexedSegment]], lsn: int) -> None:
+    def __init__(self, segments: Callable[[], Sequence[HashedSegment]], lsn: int) -> None:
         self._load = segments
-        self._loaded: Sequence[IndexedSegment] | None = None
+        self._loaded: Sequence[HashedSegment] | None = None
         self.lsn = lsn
 
     @property
-    def segments(self) -> Sequence[IndexedSegment]:
+    def segments(self) -> Sequence[HashedSegment]:
         """The segments the image is made of, opened at the first use."""
         if self._loaded is None:
             self._loaded = self._load()
