@@ -61,5 +61,5 @@ soak: test-environment
 # BENCH_ARGS=--quick is smaller and shorter; BENCH_ARGS="--only volume" runs a part.
 bench: test-environment
 	@$(PYTHON) -m setup.packages bench
-	-@$(PYTHON) -m setup.go_tools versitygw kopia
+	-@$(PYTHON) -m setup.go_tools versitygw kopia litestream
 	$(VENV)/python -m bench $(BENCH_ARGS)

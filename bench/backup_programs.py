@@ -17,7 +17,7 @@ _PASSWORD = "bench"
 def missing_tools() -> list[str]:
     """What the copy rows need and this host lacks."""
     lacking = [] if shutil.which("restic") else ["restic"]
-    return lacking + [name for name in ("versitygw", "kopia") if go_tools.find(name) is None]
+    return lacking + [name for name in ("versitygw", "kopia", "litestream") if go_tools.find(name) is None]
 
 
 class Restic:

@@ -23,6 +23,13 @@ PROGRAMS = {
         GoProgram("versitygw", "github.com/versity/versitygw", "1.8.0", "github.com/versity/versitygw/cmd/versitygw"),
         # A backup program, a peer of the benchmarks.
         GoProgram("kopia", "github.com/kopia/kopia", "0.21.1", "github.com/kopia/kopia"),
+        # What replicates SQLite databases, another peer.
+        GoProgram(
+            "litestream",
+            "github.com/benbjohnson/litestream",
+            "0.5.18",
+            "github.com/benbjohnson/litestream/cmd/litestream",
+        ),
     )
 }
 """Every program that is built here; a further one is one more line."""

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import resource
 import signal
 import ssl
 import time
@@ -52,6 +53,19 @@ def test_detached_start_serves_and_stop_ends_everything(tmp_path: Path) -> None:
         assert not serve.stop(backend.data)
         again = backend.start()
         assert again.site_uid == endpoint.site_uid
+
+
+def test_every_process_may_open_as_many_files_as_the_host_lets_it(tmp_path: Path) -> None:
+    """The soft limit of whoever starts it, often 1,024, is no limit to the number of groups."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+        with Backend(tmp_path / "data") as backend:
+            backend.start()
+            for pid in backend.pids().values():
+                assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_detached_start_of_a_running_site_says_so(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -333,9 +334,18 @@ def _describe(status: int) -> str:
         return f"was ended by signal {-status}"
 
 
+def _allow_open_files() -> None:
+    """For the children too: a group takes some four files and sockets, and the usual soft limit of 1,024 is for programs that
+    call select(2) on theirs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def supervise(options: ServeOptions, entry: Sequence[str] = ENTRY) -> int:
     """Serve a site; returns when it was told to stop. Errors of the one tree if it cannot be begun."""
     data = Path(options.data)
+    _allow_open_files()
     os.umask(0o077)  # for the children too: catalogue, spools and indexes are nobody else's
     locks = SiteLocks.take(data)
     try:
