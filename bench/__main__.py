@@ -15,13 +15,17 @@ from bench.backend import backend
 from bench.copies import copy_rows, tree_source, volume_source
 from bench.mounts import mount_rows
 from bench.places import Folder, bucket
+from bench.plot import PICTURE, RESULTS, draw
+from bench.pulumi_up import pulumi_rows
 from bench.render import render
 from bench.row import Row
+from bench.scaling import scaling_rows
+from bench.sqlite import sqlite_rows
 from bench.steady import steady_rows
 from bench.writes import write_rows
 from dpac_api.client import Client
 
-PARTS = ("writes", "mount", "volume", "tree", "steady")
+PARTS = ("writes", "mount", "volume", "tree", "steady", "sqlite", "pulumi", "scaling")
 
 
 def main() -> int:
@@ -43,9 +47,11 @@ def main() -> int:
             for row in _rows(client, folder, arguments):
                 rows.append(row)
                 print(row, flush=True)
-    found = [asdict(row) for row in rows]
-    (build / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+                # After each: a run that ends early has told what it found.
+                found = [asdict(row) for row in rows]
+                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     if tuple(arguments.only) == PARTS:
+        draw(found, PICTURE)
         Path("docs/benchmarks.md").write_text(render(found, " ".join(["python -m bench", *sys.argv[1:]])))
     return 0
 
@@ -57,13 +63,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of short loads and of copies")
     parser.add_argument("--volume-gib", type=float, default=4, help="size of the volume that is copied")
     parser.add_argument("--files", type=int, default=95_000, help="small files that are copied")
+    parser.add_argument("--groups", type=int, default=1000, help="of `pulumi up`, and most of the series")
+    parser.add_argument("--records", type=float, default=1e7, help="most of the history's series")
     parser.add_argument("--quick", action="store_true", help="smaller and shorter: within 15 minutes")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts; the page stays as it is")
     parser.add_argument("--folder", type=Path, help="where disks and copies lie; else a temporary folder under build/")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seconds, arguments.long_seconds, arguments.repeats = 5, 20, 2
-        arguments.volume_gib, arguments.files = 1, 20_000
+        arguments.seconds, arguments.long_seconds, arguments.repeats = 5, 15, 1
+        arguments.volume_gib, arguments.files = 0.5, 5000
+        arguments.groups, arguments.records = 100, 1e5
     return arguments
 
 
@@ -88,6 +97,14 @@ def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterat
                 yield from copy_rows(client, folder, place, tree, repeats)
         if "steady" in only:
             yield from steady_rows(client, folder, server, arguments.long_seconds)
+    if "sqlite" in only:
+        yield from sqlite_rows(client, folder, arguments.long_seconds, repeats)
+    if "pulumi" in only:
+        yield from pulumi_rows(folder, arguments.groups)
+    if "scaling" in only:
+        counts = [count for count in (1, 10, 100, 1000) if count <= arguments.groups]
+        records = [int(count) for count in (1e5, 1e6, 1e7) if count <= arguments.records]
+        yield from scaling_rows(folder, groups=counts, records=records)
 
 
 if __name__ == "__main__":

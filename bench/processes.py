@@ -48,7 +48,7 @@ def pids_of(data: Path) -> dict[str, int]:
     report = SupervisorReport.read(Site.read(data).supervisor_file)
     if report is None:
         raise RuntimeError(f"no supervisor reports in {data}")
-    return {name: child.pid for name, child in report.children.items()}
+    return {name: child.pid for name, child in report.children.items() if child.pid is not None}
 
 
 def of_site(data: Path) -> dict[str, Usage]:

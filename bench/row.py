@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class Row:
     ratio: float | None
     goal: str
     met: bool | None
+    axis: str = ""
+    """Of a figure that is one of a series: what grows. `name` is the series' then."""
+    at: float | None = None
+    """Where on the axis it was taken."""
 
     @classmethod
     def against(
@@ -52,7 +56,13 @@ class Row:
             None if most is None else ours <= most,
         )
 
+    @classmethod
+    def of_series(cls, name: str, ours: float, unit: str, *, axis: str, at: float, most: float | None = None) -> Row:
+        """A figure of a series, without a peer."""
+        return replace(cls.alone(name, ours, unit, most=most), axis=axis, at=at)
+
     def __str__(self) -> str:
         peer = f" against {self.peer_name} {self.peer:,.0f}: {self.ratio:.2f}" if self.peer and self.ratio else ""
         met = {True: "met", False: "not met", None: ""}[self.met]
-        return f"{self.name}: {self.ours:,.2f} {self.unit}{peer}  {self.goal} {met}".rstrip()
+        at = f" at {self.at:,.0f} {self.axis}" if self.at is not None else ""
+        return f"{self.name}{at}: {self.ours:,.2f} {self.unit}{peer}  {self.goal} {met}".rstrip()

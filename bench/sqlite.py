@@ -87,7 +87,7 @@ class Litestream:
     def restore(self, to: Path) -> Path | None:
         """See `Protector`."""
         to.mkdir()
-        command = [go_tools.ensure("litestream"), "restore", "-o", to / "app.db", self._replica]
+        command: list[str | Path] = [go_tools.ensure("litestream"), "restore", "-o", to / "app.db", self._replica]
         done = subprocess.run(command, capture_output=True, check=False)
         return to / "app.db" if done.returncode == 0 else None
 
