@@ -15,9 +15,10 @@ from pathlib import Path
 
 from bench.backend import OWNER, backend, wait_for
 from bench.load import Load, run
+from bench.mounts import mount_seconds
 from bench.processes import Usage, of_site, of_workers
 from bench.row import Row
-from bench.writes import mount_seconds, protected
+from bench.writes import protected
 from dpac_api.client import Client
 from dpac_api.models import FilesystemTargetSpec, GroupSpec
 
