@@ -301,7 +301,7 @@ class FakeRepository:
         when = datetime.fromtimestamp(NOW_NS / 1e9, UTC)
         return TargetSpace(
             target=target, stored_bytes=7 * 2**20, seed_bytes=2**20, log_bytes={"0": 2**20, "2": 2**20}, merged_bytes=2**20,
-            dropped_bytes=2**20, dropped_until=when, orphan_bytes=2**20, overhead_bytes=2**20, reclaimable_bytes=2 * 2**20,
+            dropped_bytes=2**20, dropped_until=when, orphan_bytes=2**20, overhead_bytes=2**20, unique_bytes=2**19, shared_bytes=7 * 2**19, reclaimable_bytes=2 * 2**20,
             estimated=True, content_bytes=3 * 2**20, content_stored_bytes=2 * 2**20,
             kept=[KeptSpace(checkpoint="ck-1-1", time=when, stored_bytes=2**20, unique_bytes=2**19)],
         )  # fmt: skip

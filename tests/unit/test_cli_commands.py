@@ -224,6 +224,11 @@ def test_space_says_what_goes_where(shell: Shell) -> None:
         assert said in text
     (found,) = shell.json("space", "shop")
     assert found["kept"][0]["unique_bytes"] == 2**19
+    known = shell.json("status", "shop")["legs"]["copies"]["space"]
+    assert [known[f"{share}_bytes"] for share in ("unique", "shared", "reclaimable")] == [2**19, 7 * 2**19, 2**21]
+    assert "512.0 KiB for one kept checkpoint alone, 3.5 MiB shared, 2.0 MiB goes by itself" in shell.run(
+        "status", "shop"
+    )
 
 
 # ------------------------------------------------------------------ recovering

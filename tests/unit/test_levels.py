@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from itertools import pairwise
 
 from dpac_api.models import JournalSpec, RetentionSpec
 from dpac_api.quantities import Duration
 from dpac_engine.control.compaction import GRACE_NS
 from dpac_engine.core import levels
 from dpac_engine.core.levels import LEVEL_SECONDS
-from dpac_engine.core.manifest import SegmentRef
+from dpac_engine.core.manifest import COMPLETE_EVERY, SegmentRef
 from dpac_engine.core.sealing import SEGMENT_BYTES
 from dpac_engine.core.segment import SegmentKind, decode_segment_header
+from dpac_engine.io.stores.memory import MemoryStore
 from tests.unit.test_compaction import Copy
 
 SECOND = 10**9
@@ -51,7 +54,7 @@ def test_a_joined_segment_is_of_bounded_size() -> None:
 
 
 def test_an_hour_of_seals_every_few_seconds_becomes_a_few_segments_and_no_checkpoint_is_lost(seed: int) -> None:
-    """After each minute's compaction every checkpoint gives its content back; no byte is rewritten more than thrice."""
+    """After each minute's compaction every checkpoint gives its content back; no byte is rewritten more than once a level."""
     copy, chance = Copy(), random.Random(seed)
     written = dict.fromkeys(range(len(LEVEL_SECONDS) + 1), 0)
     put = copy.writer.store.put
@@ -70,11 +73,51 @@ def test_an_hour_of_seals_every_few_seconds_becomes_a_few_segments_and_no_checkp
     copy.compact(DAY, RetentionSpec())
     reader = copy.reader()
     assert copy.check() == list(range(1, 1500))
-    assert len(reader.refs()) <= 1500 * 5 // LEVEL_SECONDS[-1] + 2
-    assert all(written[level] <= written[level - 1] for level in (1, 2, 3))
-    copy.clock.now += GRACE_NS + SECOND
-    copy.compact(JournalSpec(history=Duration.parse("30d")), RetentionSpec())
+    assert len(reader.refs()) <= 1500 * 5 // LEVEL_SECONDS[2] + 2
+    assert all(written[level] <= written[level - 1] for level in range(1, len(LEVEL_SECONDS) + 1))
+    for _ in range(2):  # the first time what is left of the hours becomes a day's
+        copy.clock.now += GRACE_NS + SECOND
+        copy.compact(JournalSpec(history=Duration.parse("30d")), RetentionSpec())
     assert set(copy.store.list("s/")) == {each.name for each in copy.reader().refs()}
+
+
+class Asked(MemoryStore):
+    """A target that counts what it is asked."""
+
+    requests = 0
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        self.requests += 1
+        return super().get(key, offset, length)
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        self.requests += 1
+        return super().list(prefix, start_after)
+
+
+def test_what_a_restore_asks_grows_with_what_is_stored_and_not_with_how_often_it_was_shipped(seed: int) -> None:
+    """After a thousand segments, and after ten thousand of the same volume: an open, a search and a whole read."""
+    copy, chance = Copy(), random.Random(seed)
+    copy.store = store = Asked()
+    copy.open()
+    asked, stored = {}, 0
+    for number in range(1, 10_001):
+        copy.write(chance.randbytes(20), later=5 * SECOND)
+        if number % 60 == 0:
+            copy.compact(DAY, RetentionSpec())
+        if number in (1000, 10_000):
+            copy.compact(DAY, RetentionSpec())
+            store.requests = 0
+            reader = copy.reader()
+            image = reader.image(reader.resolve("latest")).volume(1)
+            assert image.read(0, 1024) == copy.device
+            asked[number], stored = store.requests, reader.require_state().stored_bytes
+    levels_of_a_day = sum(
+        longer // shorter for shorter, longer in pairwise((5, *LEVEL_SECONDS))
+    )  # so many segments of each level wait to become one of the next
+    allowed = COMPLETE_EVERY + 8 + 3 * (levels_of_a_day + stored // SEGMENT_BYTES)
+    assert max(asked.values()) <= allowed, f"seed {seed}: {asked}"
+    print(f"{asked} requests, {stored} bytes stored, at most {allowed}")
 
 
 def test_damage_at_the_target_does_not_stop_the_leg() -> None:

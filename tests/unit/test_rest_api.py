@@ -483,6 +483,19 @@ def test_an_escrow_key_counts_once_it_opens_every_target_and_as_long_as_it_does(
     assert escrow_keys.fingerprint(keys[0]) in both["EscrowKeyRemoved"]
 
 
+def test_space_is_in_status_and_metrics_as_it_was_measured_last(backend: Backend) -> None:
+    """A scrape asks no target; who asks for the space, or an hour, brings it up to date."""
+    backend.put_group()
+    assert backend.ask("GET", "/v1/groups/shop/status").json()["legs"]["copies"]["space"] is None
+    assert "dpac_leg_space_bytes{" not in backend.ask("GET", "/metrics").text
+    backend.world.fill_repository()
+    backend.ask("GET", "/v1/groups/shop/space")
+    space = backend.ask("GET", "/v1/groups/shop/status").json()["legs"]["copies"]["space"]
+    assert (space["unique_bytes"], space["shared_bytes"], space["reclaimable_bytes"]) == (2**19, 7 * 2**19, 2**21)
+    labels = 'group="shop",leg="copies",share="reclaimable",target="copies"'
+    assert f"dpac_leg_space_bytes{{{labels}}} {2.0**21}" in backend.ask("GET", "/metrics").text
+
+
 def test_metrics_tell_every_group_and_leg(backend: Backend) -> None:
     """What an alert is made of."""
     backend.put_group()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from dpac_api.errors import Temporary
 from dpac_api.models import RetentionSpec
 from dpac_engine.control import space
 from dpac_engine.control.compaction import GRACE_NS
 from dpac_engine.control.moments import moment
 from dpac_engine.control.space import measure
+from dpac_engine.control.space_ledger import MEASURED_FOR, SpaceLedger
 from dpac_engine.core import retention
 from dpac_engine.core.manifest import Hold
 from dpac_engine.core.records import Kind
@@ -51,6 +57,8 @@ def test_every_byte_at_the_target_is_accounted_for(seed: int) -> None:
     assert min(found.merged_bytes, found.dropped_bytes, found.overhead_bytes, *found.log_bytes.values()) > 0
     assert found.orphan_bytes == orphan.bytes
     assert found.reclaimable_bytes == found.dropped_bytes + found.orphan_bytes
+    assert found.unique_bytes == sum(each.unique_bytes or 0 for each in found.kept)
+    assert found.unique_bytes + found.shared_bytes == live
     assert not found.estimated
     assert found.dropped_until == moment(copy.clock.now + GRACE_NS)
     copy.compact(journal_of("5h", 2**30), RetentionSpec())
@@ -93,3 +101,25 @@ def test_what_was_estimated_is_said_to_be(seed: int, monkeypatch: pytest.MonkeyP
     assert about.dropped_bytes == pytest.approx(exact.dropped_bytes, rel=0.2)
     monkeypatch.setattr(space, "ROWS_MAX", 0)
     assert {item.unique_bytes for item in measure("copies", copy.reader()).kept} == {None}
+
+
+def test_groups_are_measured_one_by_one_the_longest_ago_first() -> None:
+    """Each about every hour; one that is away is no hindrance, one that is gone is forgotten."""
+    now, asked = datetime(2026, 1, 1, tzinfo=UTC), list[str]()
+
+    def measure_group(group: Any) -> list[Any]:
+        asked.append(group.uid)
+        if group.uid == "b":
+            raise Temporary("The target is away.")
+        return []
+
+    ledger = SpaceLedger(measure_group, lambda: now)
+    groups: list[Any] = [SimpleNamespace(uid=uid, name=uid) for uid in "abc"]
+    for _ in range(5):
+        asyncio.run(ledger.look(groups))
+        now += timedelta(seconds=60)
+    assert asked == ["a", "b", "c"]
+    now += MEASURED_FOR
+    asyncio.run(ledger.look(groups[1:]))
+    asyncio.run(ledger.look(groups))
+    assert asked == ["a", "b", "c", "b", "a"]

@@ -61,7 +61,7 @@ from dpac_api.models.operations import (
     VerifyRequest,
 )
 from dpac_api.models.site import API_VERSION, API_VERSION_OLDEST, NewToken, SiteInfo, TokenInfo
-from dpac_api.models.space import KeptSpace, TargetSpace
+from dpac_api.models.space import KeptSpace, SpaceTotals, TargetSpace
 from dpac_api.models.status import (
     Condition,
     DataState,
@@ -152,6 +152,7 @@ __all__ = [
     "Selector",
     "SiteInfo",
     "SlaState",
+    "SpaceTotals",
     "SpareObject",
     "SyncLegSpec",
     "SyncStatus",

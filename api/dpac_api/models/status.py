@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dpac_api.models.fields import Model
 from dpac_api.models.groups import Role
+from dpac_api.models.space import SpaceTotals
 from dpac_api.models.targets import TargetTraffic
 
 
@@ -95,6 +96,9 @@ class LegStatus(Model):
     latest_checkpoint_time: datetime | None = None
     oldest_checkpoint_time: datetime | None = None
     stored_bytes: int = 0
+    space: SpaceTotals | None = Field(
+        default=None, description="Measured about every hour, and whenever somebody asks; None: not yet."
+    )
     immutable_until: datetime | None = Field(
         default=None,
         description="Until then nobody can destroy any of what the newest state there needs, as last seen; None: it is not "

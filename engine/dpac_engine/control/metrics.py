@@ -107,9 +107,17 @@ class _Snapshot(Collector):
             "Until when nobody can destroy any of what the newest state at the target needs.",
             labels=labels,
         )
+        space = GaugeMetricFamily(
+            "dpac_leg_space_bytes",
+            "What the target holds of the group, by whether one checkpoint needs it, several do, or none: as measured last.",
+            labels=[*labels, "share"],
+        )
         for group, status in self._statuses.items():
             for name, leg in status.legs.items():
                 values = [group, name, leg.target]
+                if leg.space is not None:
+                    for share in ("unique", "shared", "reclaimable"):
+                        space.add_metric([*values, share], getattr(leg.space, f"{share}_bytes"))
                 lag.add_metric(values, leg.lag_seconds)
                 behind.add_metric(values, leg.lag_bytes)
                 rpo.add_metric(values, leg.rpo_seconds)
@@ -119,7 +127,7 @@ class _Snapshot(Collector):
                     newest.add_metric(values, leg.latest_checkpoint_time.timestamp())
                 if leg.immutable_until is not None:
                     locked.add_metric(values, leg.immutable_until.timestamp())
-        yield from (lag, behind, rpo, seeded, stored, newest, locked)
+        yield from (lag, behind, rpo, seeded, stored, space, newest, locked)
         yield from self._of_sync_legs(labels)
 
     def _of_sync_legs(self, labels: list[str]) -> Iterator[Metric]:

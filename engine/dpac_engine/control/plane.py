@@ -49,6 +49,7 @@ from dpac_engine.control.operations import Operations, RunMaker, Stage
 from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
 from dpac_engine.control.recovery import Keyring, Recovery, Signer
 from dpac_engine.control.restore_in_place import restoring
+from dpac_engine.control.space_ledger import SpaceLedger
 from dpac_engine.control.timeline import GroupView, Timeline, view_active_groups, view_group
 from dpac_engine.control.verify import Verify
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome, MountStates, WorkerApi, WorkerMount
@@ -103,6 +104,7 @@ class Plane:
         self._deps = deps
         self.auth = Authenticator(deps.catalogue, deps.admin_token)
         self.timeline = Timeline(deps.recovery, deps.clock)
+        self.space = SpaceLedger(self.timeline.space, self.now)
         self.reconciler = Reconciler(
             deps.catalogue, deps.host, deps.workers, deps.recovery, deps.clock, deps.retry_seconds
         )
@@ -126,6 +128,7 @@ class Plane:
         """Take up what an earlier process left unfinished."""
         await self.operations.start()
         await self.reconciler.start()
+        self._background.add(asyncio.create_task(self.space.keep(self._active_groups), name="space"))
 
     async def stop(self) -> None:
         """Stop; the data path goes on."""
@@ -190,6 +193,7 @@ class Plane:
         problem = self.reconciler.problems.get(group.uid)
         damages = await asyncio.to_thread(self.timeline.present_damages, group) if group.damages else {}
         status = await observe(group, self._deps.workers, self._deps.keyring, problem, damages, self.now())
+        status = self.space.told(group, status)
         last_exit = self._deps.crashing().get(group.worker)
         return status if last_exit is None else with_crashing(status, group.worker, last_exit, self.now())
 
@@ -545,8 +549,11 @@ class Plane:
             async with slots:
                 return group.name, await self._observe(group)
 
+        return dict(await asyncio.gather(*(one(group) for group in await self._active_groups())))
+
+    async def _active_groups(self) -> list[GroupView]:
         groups: list[GroupView] = await self.read(view_active_groups)
-        return dict(await asyncio.gather(*(one(group) for group in groups)))
+        return groups
 
     async def operation_counts(self) -> Counter[tuple[str, str]]:
         """(kind, phase) -> how many operations the journal has."""

@@ -75,7 +75,7 @@ def checkpoint_routes(plane: Plane) -> APIRouter:
     @routes.get("/space", dependencies=[requires(plane, "read")])
     async def get_space(name: Name) -> list[TargetSpace]:
         """What the group takes at each target, and what of it can be had back."""
-        return await asyncio.to_thread(plane.timeline.space, await plane.view(name))
+        return await asyncio.to_thread(plane.space.measure, await plane.view(name))
 
     @routes.get("/files", dependencies=[requires(plane, "read")])
     async def list_files(

@@ -47,6 +47,17 @@ def measure(target: str, reader: RepositoryReader) -> TargetSpace:
     ranges = _ranges(reader, [ref for ref in reader.refs() if ref.kind == SegmentKind.MERGED])
     opened = [segment for found in ranges for segment in found.segments]
     last = max((state.dropped[name] for name in dropped), default=None)
+    kept = [
+        KeptSpace(
+            checkpoint=found.mark.id,
+            time=moment(found.mark.stamp_ns),
+            stored_bytes=_bytes(segment.ref for segment in found.segments),
+            unique_bytes=_unique(found, after, is_base=not at) if after else None,
+        )
+        for at, (found, after) in enumerate(pairwise([*ranges, None]))
+        if found is not None
+    ]
+    unique_bytes = sum(each.unique_bytes or 0 for each in kept)
     return TargetSpace(
         target=target,
         stored_bytes=state.stored_bytes + dropped_bytes + orphan_bytes + overhead_bytes,
@@ -59,19 +70,12 @@ def measure(target: str, reader: RepositoryReader) -> TargetSpace:
         dropped_until=None if last is None else moment(last + GRACE_NS),
         orphan_bytes=orphan_bytes,
         overhead_bytes=overhead_bytes,
+        unique_bytes=unique_bytes,
+        shared_bytes=state.stored_bytes - unique_bytes,
         reclaimable_bytes=dropped_bytes + orphan_bytes,
         estimated=any(estimated for _, estimated in sizes),
         **_content(reader, opened, sorted(log, key=lambda ref: -ref.bytes)),
-        kept=[
-            KeptSpace(
-                checkpoint=found.mark.id,
-                time=moment(found.mark.stamp_ns),
-                stored_bytes=_bytes(segment.ref for segment in found.segments),
-                unique_bytes=_unique(found, after, is_base=not at) if after else None,
-            )
-            for at, (found, after) in enumerate(pairwise([*ranges, None]))
-            if found is not None
-        ],
+        kept=kept,
     )
 
 

@@ -15,8 +15,8 @@ from dpac_engine.core.manifest import SegmentRef
 from dpac_engine.core.sealing import SEGMENT_BYTES
 from dpac_engine.core.segment import SegmentKind
 
-LEVEL_SECONDS = (30, 300, 3600)
-"""What a segment of level 1, 2 and 3 spans at most. Level 0 is as it was sealed."""
+LEVEL_SECONDS = (30, 300, 3600, 86_400)
+"""What a segment of level 1, 2, 3 and 4 spans at most. Level 0 is as it was sealed."""
 JOINED_BYTES_MAX = 2 * SEGMENT_BYTES
 
 

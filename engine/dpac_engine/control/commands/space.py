@@ -47,6 +47,9 @@ def _show(target: TargetSpace) -> None:
     rows.add_row("orphans", size(target.orphan_bytes), "dropped by the next compaction" if target.orphan_bytes else "")
     rows.add_row("manifests, keys, tails", size(target.overhead_bytes), "")
     console().print(rows)
+    say(
+        f"Of what is live, {size(target.unique_bytes)} is needed by one kept checkpoint alone, {size(target.shared_bytes)} is shared."
+    )
     say(f"Reclaimable: {size(target.reclaimable_bytes)}, by itself.")
     if target.content_stored_bytes:
         ratio = target.content_bytes / target.content_stored_bytes

@@ -135,6 +135,7 @@ def _one(group: Group, observed: GroupStatus) -> RenderableType:
         _members(observed),
         "",
         _legs(observed),
+        *_space(observed),
         *_messages(observed),
     ]
     for condition in observed.conditions:
@@ -168,6 +169,16 @@ def _members(observed: GroupStatus) -> RenderableType:
             size(member.unapplied_bytes),
         )
     return rows
+
+
+def _space(observed: GroupStatus) -> list[str]:
+    """What takes how much at each target, as it was measured last."""
+    return [
+        f"at {escape(leg.target)}: {size(leg.space.unique_bytes)} for one kept checkpoint alone, {size(leg.space.shared_bytes)} shared, "
+        f"{size(leg.space.reclaimable_bytes)} goes by itself (measured {age(leg.space.measured_at)} ago)"
+        for leg in observed.legs.values()
+        if leg.space is not None
+    ]
 
 
 def _legs(observed: GroupStatus) -> RenderableType:
