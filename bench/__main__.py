@@ -18,6 +18,7 @@ from bench.places import Folder, bucket
 from bench.plot import PICTURE, RESULTS, draw
 from bench.pulumi_up import pulumi_rows
 from bench.render import render
+from bench.resync import resync_rows
 from bench.row import Row
 from bench.scaling import scaling_rows
 from bench.sqlite import sqlite_rows
@@ -25,7 +26,7 @@ from bench.steady import steady_rows
 from bench.writes import write_rows
 from dpac_api.client import Client
 
-PARTS = ("writes", "mount", "volume", "tree", "steady", "sqlite", "pulumi", "scaling")
+PARTS = ("writes", "mount", "volume", "tree", "steady", "resync", "sqlite", "pulumi", "scaling")
 
 
 def main() -> int:
@@ -82,6 +83,8 @@ def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterat
     disk.root.mkdir()
     if "writes" in only:
         yield from write_rows(client, folder, arguments.seconds, arguments.long_seconds, repeats)
+    if "resync" in only:
+        yield from resync_rows(client, folder, disk)
     with bucket(folder / "s3") as server:
         if "mount" in only:
             for place in (disk, server):

@@ -20,6 +20,7 @@ class Load:
     drain: bool = False
     writes_per_second: int | None = None
     """None: as fast as it goes."""
+    compressible_percent: int = 50
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def run(load: Load, uri: str, size_bytes: int) -> Result:
     command = [
         "fio", "--name=load", "--ioengine=nbd", f"--uri={uri}", f"--rw={load.pattern}", f"--bs={load.block}",
         f"--iodepth={load.depth}", f"--size={size_bytes}", "--time_based", f"--runtime={load.seconds}",
-        "--output-format=json", "--randrepeat=1", "--refill_buffers=0", "--buffer_compress_percentage=50",
+        "--output-format=json", "--randrepeat=1", "--refill_buffers=0", f"--buffer_compress_percentage={load.compressible_percent}",
     ]  # fmt: skip
     if load.fsync_every:
         command.append(f"--fsync={load.fsync_every}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -69,3 +70,39 @@ def test_a_damaged_bitmap_is_not_believed(seed: int) -> None:
             decode_bitmap(bytes(damaged))
     with pytest.raises(Corruption):
         decode_bitmap(stored[: random.Random(seed).randrange(len(stored))])
+
+
+def test_a_window_of_it_is_told_without_the_rest() -> None:
+    """Clipped to the window, also where neither begins on a bit; all windows together tell all of it."""
+    bitmap = DirtyBitmap(MIB)
+    bitmap.mark(0, 200 * KIB)
+    bitmap.mark(512 * KIB, 1)
+    assert list(bitmap.ranges(100 * KIB, 130 * KIB)) == [(100 * KIB, 30 * KIB)]
+    assert list(bitmap.ranges(256 * KIB, 512 * KIB)) == []
+    assert list(bitmap.ranges(500 * KIB)) == [(512 * KIB, 64 * KIB)]
+    told = [found for at in range(0, MIB, 96 * KIB) for found in bitmap.ranges(at, at + 96 * KIB)]
+    assert sum(length for _, length in told) == sum(length for _, length in bitmap.ranges()) == (256 + 64) * KIB
+
+
+def test_a_volume_of_a_tebibyte_with_every_other_block_dirty_takes_bounded_memory() -> None:
+    """Noting, storing, loading, and telling what to send, window by window: less than 64 MiB over what there was."""
+    tracemalloc.start()
+    try:
+        bitmap = DirtyBitmap(TIB // 4)  # it grows on: bits are joined while they are set
+        for grown in (TIB // 4, TIB):
+            offsets = np.arange(0, grown, 256 * KIB, dtype=np.int64)
+            bitmap.mark_many(offsets, np.full(len(offsets), 4096, np.int64))
+            del offsets
+        assert bitmap.granularity_bytes == 2 * GRANULARITY_BYTES_MIN
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        again = decode_bitmap(bitmap.encode())
+        windows = [len(list(again.ranges(at, at + 2**30))) for at in range(0, TIB, 2**36)]
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert windows == [4096] * 16
+    assert again.dirty_bytes == TIB // 2
+    print(f"peak {peak / MIB:.1f} MiB; the bitmap itself {before / MIB:.1f} MiB")
+    assert before < 16 * MIB
+    assert peak < 64 * MIB

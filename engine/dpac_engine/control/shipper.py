@@ -605,7 +605,7 @@ class Shipper:
             current = member.content == info.content
             if info.source is None or (current and member.is_ready) or self._by_log(member, info):
                 continue
-            dirty = self.group.tracking.ranges(self.name, ordinal) if ordinal in self.memory.delta and current else None
+            dirty = self.group.tracking.dirty(self.name, ordinal) if ordinal in self.memory.delta and current else None
             if ordinal in self.memory.delta and dirty is None:
                 self.memory.delta.remove(ordinal)  # it changed unseen, or its bitmap is gone: all of it is sent
                 current = False
@@ -752,7 +752,7 @@ class Shipper:
             and self.memory.tracked
             and (member.is_ready or ordinal in self.memory.delta)
             and member.content == info.content
-            and self.group.tracking.ranges(self.name, ordinal) is not None
+            and self.group.tracking.dirty(self.name, ordinal) is not None
         )
 
     async def _compact(self) -> bool:

@@ -119,10 +119,9 @@ class Tracking:
         """The leg's log tells from now on what changes; the bits stay until their blocks are at the target."""
         self._noting.discard(leg)
 
-    def ranges(self, leg: str, ordinal: int) -> list[tuple[int, int]] | None:
-        """(offset, length) of what the target lacks of a volume; None if that is not known."""
-        bitmap = self._bitmaps.get(leg, {}).get(ordinal)
-        return None if bitmap is None else list(bitmap.ranges())
+    def dirty(self, leg: str, ordinal: int) -> DirtyBitmap | None:
+        """What the target lacks of a volume; None if that is not known."""
+        return self._bitmaps.get(leg, {}).get(ordinal)
 
     def dirty_bytes(self, leg: str) -> int:
         """What a resync of the leg reads at most, of volumes."""

@@ -18,7 +18,8 @@ from dpac_api.errors import Corruption
 
 GRANULARITY_BYTES_MIN = 64 * 1024
 BYTES_MAX = 2**20
-"""Memory of one bitmap at most: beyond 512 GiB a bit stands for more than 64 KiB."""
+"""Bits of one bitmap, eight a byte, at most; beyond 512 GiB each stands for more than 64 KiB. In memory each bit is a byte: 8 MiB
+at most, for a volume of whatever size."""
 _MAGIC = b"DPACBMP1"
 _HEAD = struct.Struct("<8sQQ")
 
@@ -72,12 +73,15 @@ class DirtyBitmap:
         """What a resync reads at most."""
         return int(self._bits.sum()) * self.granularity_bytes
 
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of what is dirty, neighbours together, in order, within the volume."""
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], self._bits, [False])).astype(np.int8)))
-        for begin, end in edges.reshape(-1, 2).tolist():
-            offset = begin * self.granularity_bytes
-            yield offset, min(end * self.granularity_bytes, self.size_bytes) - offset
+    def ranges(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what is dirty of `[begin, end)`, neighbours together, in order, within the volume."""
+        end = self.size_bytes if end is None else min(end, self.size_bytes)
+        first = begin // self.granularity_bytes
+        bits = self._bits[first : -(-end // self.granularity_bytes)]
+        edges = first + np.flatnonzero(np.diff(np.concatenate(([False], bits, [False])).astype(np.int8)))
+        for one, after in edges.reshape(-1, 2).tolist():
+            offset = max(one * self.granularity_bytes, begin)
+            yield offset, min(after * self.granularity_bytes, end) - offset
 
     def encode(self) -> bytes:
         """For a file: what `decode` reads."""
