@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ from dpac_engine.control.site import Site
 from dpac_engine.control.supervisor_report import SupervisorReport
 
 GIB = 2**30
+_NUMBERS = itertools.count()
 AT_ONCE = 20
 LIMIT_SECONDS = {"a folder": 1.0, "an S3 server": 3.0}
 
@@ -31,28 +33,29 @@ def mount_rows(client: Client, folder: Path, place: Place, files: int) -> Iterat
     """Volumes after many random writes, many of their checkpoints at once, and a directory of small files."""
     most = LIMIT_SECONDS[place.title]
     for size, writes, limit in (("1GiB", 100_000, None), ("100GiB", 1_000_000, most)):
+        group = f"mounts-{next(_NUMBERS)}"
         disk = {"kind": "volume", "path": str(folder / "mounted.raw"), "size": size}
-        with protected(client, place, "mounts", disk) as uri:
+        with protected(client, place, group, disk) as uri:
             done, tagged = 0, []
             while done < writes:
                 load = Load("fill", "randwrite", "4k", 32, 10, drain=True)
                 done += run(load, uri, int(size.removesuffix("GiB")) * GIB).writes
-                tagged.append(client.take_checkpoint("mounts", tag=f"after-{done}").id)
-            wait_for("the checkpoint at the target", partial(_there, client, "mounts", tagged[-1]))
+                tagged.append(client.take_checkpoint(group, tag=f"after-{done}").id)
+            wait_for("the checkpoint at the target", partial(_there, client, group, tagged[-1]))
             title = f"mount a checkpoint of {size} after {done:,} writes from {place.title}"
-            yield Row.alone(f"{title}, first block read", mount_seconds(client, "mounts", tagged[-1]), "s", most=limit)
+            yield Row.alone(f"{title}, first block read", mount_seconds(client, group, tagged[-1]), "s", most=limit)
             if limit is not None:
-                yield from _at_once(client, folder, tagged, title)
+                yield from _at_once(client, folder, group, tagged, title)
         (folder / "mounted.raw").unlink(missing_ok=True)
     yield from _directory_rows(client, folder, place, files)
 
 
-def _at_once(client: Client, folder: Path, tagged: list[str], title: str) -> Iterator[Row]:
+def _at_once(client: Client, folder: Path, group: str, tagged: list[str], title: str) -> Iterator[Row]:
     """Different checkpoints, all at the same time."""
     wanted = [tagged[number % len(tagged)] for number in range(AT_ONCE)]
     before, began = _workers_bytes(folder), time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        mounts = list(pool.map(lambda at: client.mount("mounts", at=at), wanted))
+        mounts = list(pool.map(lambda at: client.mount(group, at=at), wanted))
         list(pool.map(lambda mount: _read_volume(mount.members["disk"]), mounts))
     took = time.monotonic() - began
     grown = (_workers_bytes(folder) - before) / AT_ONCE
@@ -63,17 +66,17 @@ def _at_once(client: Client, folder: Path, tagged: list[str], title: str) -> Ite
 
 
 def _directory_rows(client: Client, folder: Path, place: Place, files: int) -> Iterator[Row]:
-    root = folder / "mounted-tree"
+    root, group = folder / "mounted-tree", f"mounts-{next(_NUMBERS)}"
     for number in range(files):
         path = root / f"{number // 1000}" / f"file-{number}"
         if number % 1000 == 0:
             path.parent.mkdir(parents=True)
         path.write_bytes(os.urandom(1000 + number % 7000))
-    with protected(client, place, "trees", {"kind": "directory", "path": str(root)}):
-        tagged = client.take_checkpoint("trees", tag="bench").id
-        wait_for("the checkpoint at the target", partial(_there, client, "trees", tagged))
+    with protected(client, place, group, {"kind": "directory", "path": str(root)}):
+        tagged = client.take_checkpoint(group, tag="bench").id
+        wait_for("the checkpoint at the target", partial(_there, client, group, tagged))
         title = f"mount a directory of {files:,} files from {place.title}, first file read"
-        seconds = mount_seconds(client, "trees", tagged, lambda where: (Path(where) / "0" / "file-0").read_bytes())
+        seconds = mount_seconds(client, group, tagged, lambda where: (Path(where) / "0" / "file-0").read_bytes())
         yield Row.alone(title, seconds, "s", most=LIMIT_SECONDS[place.title])
     subprocess.run(["rm", "-r", root], check=True)
 
@@ -94,7 +97,6 @@ def protected(client: Client, place: Place, name: str, member: dict[str, str]) -
     finally:
         client.delete_group(name)
         place.remove(name)
-        client.delete_target(name)
 
 
 def _read_volume(uri: str) -> None:

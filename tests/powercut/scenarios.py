@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -749,8 +750,9 @@ def _mount_flushed(root: Path, say: Say) -> None:
         loop = asyncio.get_running_loop()
         mounts = SimpleNamespace(_executor=ThreadPoolExecutor(1))
         image = SimpleNamespace(volume=lambda ordinal: StoredImage(content()))
-        members = {1: SimpleNamespace(name="disk", kind="volume")}
-        opened = await Mounts._open_members(mounts, root / "mounts" / "1", image, members, fill=True)  # type: ignore[arg-type]
+        opening: Any = SimpleNamespace(folder=root / "mounts" / "1", image=image)
+        members: Any = {1: SimpleNamespace(name="disk", kind="volume")}
+        opened = await Mounts._open_members(mounts, opening, members)  # type: ignore[arg-type]
         volume: Any = opened["disk"]
         volume.submit([Change(ChangeKind.WRITE, 8192, 4096, memoryview(b"w" * 4096))])
         done = loop.create_future()
@@ -799,6 +801,109 @@ def _check_hydrated(root: Path, said: Said) -> None:
         assert volume.read_blocking(0, DEVICE_BYTES) == content()
 
     asyncio.run(story())
+
+
+def _stored_tree() -> Any:
+    """A directory with one file, as a target has it."""
+    from dpac_engine.core.entries import Entry, EntryType, digest_of, encode_entry
+    from tests.unit.test_mounted_volume import content
+
+    data = content()
+    chunks = {digest_of(part): part for part in (data[at : at + 2**18] for at in range(0, len(data), 2**18))}
+    parts = [digest_of(data[at : at + 2**18]) for at in range(0, len(data), 2**18)]
+    entry = Entry(EntryType.FILE, 0o600, os.getuid(), os.getgid(), 1, size=len(data), chunks=b"".join(parts))
+    value = encode_entry(entry).value
+    return SimpleNamespace(
+        paths=lambda: [b"old"],
+        entries=lambda: [(b"old", value)],
+        read_entry={b"old": value}.__getitem__,
+        read_chunk=chunks.__getitem__,
+        chunks=lambda: [(digest, len(chunk)) for digest, chunk in chunks.items()],
+        stored_bytes=lambda: len(data),
+    )
+
+
+def _mounted_tree(root: Path, boot: str) -> tuple[Any, Any, Any]:
+    """(copy, lower, tree) as a mount has them."""
+    from dpac_engine.io.mounted_tree.local_copy import LocalCopy
+    from dpac_engine.io.mounted_tree.lower import Lower
+    from dpac_engine.io.mounted_tree.tree import MountedTree
+
+    copy = LocalCopy(root / "mounts" / "1" / "tree.tree")
+    lower = Lower(copy if copy.whole else _stored_tree())
+    return copy, lower, MountedTree(lower, copy.folder, boot)
+
+
+def _tree_synced(root: Path, say: Say) -> None:
+    (root / "mounts" / "1").mkdir(parents=True)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    _, _, tree = _mounted_tree(root, "the boot before")
+    old = tree.find(b"old")
+    tree.open(old)
+    tree.write(old, 8192, b"w" * 4096)
+    tree.sync(old)
+    other = tree.make(b"folder", stat.S_IFDIR | 0o700, os.getuid(), os.getgid())
+    new = tree.make(b"folder/new", stat.S_IFREG | 0o600, os.getuid(), os.getgid())
+    tree.open(new)
+    tree.write(new, 0, b"n" * 5000)
+    tree.rename(b"old", b"folder/moved", replace=True)
+    tree.sync(new)
+    tree.change(other, mode=0o755)
+
+
+def _check_tree_synced(root: Path, said: Said) -> None:
+    from tests.unit.test_mounted_volume import content
+
+    _, _, tree = _mounted_tree(root, "the boot after")
+    new, moved = tree.find(b"folder/new"), tree.find(b"folder/moved")
+    for node in (new, moved):
+        tree.open(node)
+    assert tree.read(new, 0, 9999) == b"n" * 5000, "a synced file is gone"
+    assert tree.read(moved, 0, 2**20) == content()[:8192] + b"w" * 4096 + content()[12288:], "a synced write is gone"
+
+
+def _tree_beside(root: Path, say: Say) -> None:
+    """A file is written and not synced; a folder is, and with it every name and attribute."""
+    (root / "mounts" / "1").mkdir(parents=True)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    _, _, tree = _mounted_tree(root, "the boot before")
+    old = tree.find(b"old")
+    tree.open(old)
+    tree.write(old, 0, b"w" * 4096)
+    tree.sync(tree.make(b"folder", stat.S_IFDIR | 0o700, os.getuid(), os.getgid()))
+
+
+def _check_tree_beside(root: Path, said: Said) -> None:
+    from tests.unit.test_mounted_volume import content
+
+    _, _, tree = _mounted_tree(root, "the boot after")
+    old = tree.find(b"old")
+    tree.open(old)
+    found = tree.read(old, 0, 2**20)
+    assert found[4096:] == content()[4096:], "what nobody wrote to is gone"
+    assert found[:4096] in (content()[:4096], b"w" * 4096)
+
+
+def _tree_hydrated(root: Path, say: Say) -> None:
+    from contextlib import nullcontext
+
+    from dpac_engine.io.mounted_tree.hydration import TreeHydration
+
+    (root / "mounts" / "1").mkdir(parents=True)
+    os.setxattr(root, SYNC_ATTRIBUTE, b"")
+    copy, lower, _ = _mounted_tree(root, "the boot before")
+    hydration = TreeHydration("mnt-1/tree", _stored_tree(), copy, lower, nullcontext(), lambda: None)
+    hydration.start()
+    hydration._thread.join()
+    assert copy.whole, hydration.problem
+
+
+def _check_tree_hydrated(root: Path, said: Said) -> None:
+    from tests.unit.test_mounted_volume import content
+
+    copy, lower, _ = _mounted_tree(root, "the boot after")
+    assert copy.whole, "that it needs its target no more is forgotten"
+    assert lower.read(b"old", 0, 2**20) == content()
 
 
 def _mount_recorded(root: Path, say: Say) -> None:
@@ -871,5 +976,8 @@ SCENARIOS = {
     "a restored volume": Scenario((_volume_restored,), _check_restored_volume),
     "a FLUSH of a mount": Scenario((_mount_flushed,), _check_mount),
     "a hydrated mount": Scenario((_mount_hydrated,), _check_hydrated),
+    "an fsync in a mounted directory": Scenario((_tree_synced,), _check_tree_synced),
+    "a file beside a folder that is synced": Scenario((_tree_beside,), _check_tree_beside),
+    "a hydrated directory": Scenario((_tree_hydrated,), _check_tree_hydrated),
     "a mount": Scenario((_mount_recorded,), _check_recorded),
 }

@@ -46,6 +46,7 @@ class Rig:
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.real, self.state = folder / "real", folder / "state"
+        self.state.mkdir()
         make_tree(self.real, chance)
         self.stored = captured(self.real, folder / "scratch")
         self.open()

@@ -234,7 +234,7 @@ class Mounts:
     def _fill(self, opening: _Opening, ordinal: int, member: str) -> None:
         shutil.rmtree(opening.folder / tree_folder(member), ignore_errors=True)
         tree, place = opening.image.tree(ordinal), opening.folder / member
-        make_folder(place)
+        place.mkdir(mode=0o700)  # durable with `mount.json`
         self._restore_tree(tree.entries(), tree.read_chunk, place, lambda _: None, place=tree.chunk_place)
 
     def _addresses(self, mount_id: str, opened: Mapping[str, MountedVolume | Path]) -> dict[str, str]:

@@ -22,7 +22,6 @@ from dpac_engine.control.logs import log_to
 from dpac_engine.control.mount_holds import read_hold
 from dpac_engine.control.tree_orders import Call, Said, TreeArguments, TreeOrder, TreeState, tree_folder
 from dpac_engine.core.image import TreeImage
-from dpac_engine.io.files import make_folder
 from dpac_engine.io.mounted_tree.hydration import TreeHydration
 from dpac_engine.io.mounted_tree.local_copy import LocalCopy, is_whole
 from dpac_engine.io.mounted_tree.lower import Lower
@@ -104,7 +103,7 @@ class TreeServer:
             return
         served = _Served(order, self._mounts / order.mount_id, self._tell)
         detach(served.place)  # of an earlier process that did not come to it
-        make_folder(served.place)
+        served.place.mkdir(mode=0o700, exist_ok=True)
         copy = LocalCopy(served.state_folder)
         image = None if copy.whole else self._image(order)
         lower = Lower(copy if image is None else image)

@@ -125,10 +125,10 @@ class Content:
 
     def sync(self) -> None:
         """Make it durable. Raises OSError."""
-        if self._blocks is None:
-            os.fsync(self._data)
-        else:
+        if self._blocks is not None:
             self._blocks.sync(self._data)
+        else:
+            os.fsync(self._data)
         sync_folder(self._folder)
         sync_folder(self._folder.parent)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dpac_api.errors import Corruption, NotFound
-from dpac_engine.io.files import make_folder, replace_file, sync_folder, write_all
+from dpac_engine.io.files import make_folder, replace_file, write_all
 from dpac_engine.io.mounted_tree.lower import StoredTree
 from dpac_engine.io.mounted_volume import HYDRATED
 
@@ -32,6 +32,7 @@ class LocalCopy:
     """A `StoredTree` once it is whole, and what is there of one until then; safe for threads."""
 
     def __init__(self, folder: Path) -> None:
+        """The names of its files are durable once a `MountedTree` of the folder was made, which comes before anything is copied."""
         make_folder(folder)
         self.folder = folder
         self.whole = is_whole(folder)
@@ -46,7 +47,6 @@ class LocalCopy:
         except sqlite3.Error as error:
             raise self._damaged(error) from error
         self._chunks = os.open(folder / "chunks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        sync_folder(folder)
 
     def _damaged(self, error: sqlite3.Error) -> Corruption:
         return Corruption(f"{self.folder / _FILE} cannot be read ({error}). Unmount, and mount the checkpoint again.")

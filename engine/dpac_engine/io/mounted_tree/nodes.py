@@ -16,7 +16,6 @@ import msgspec
 
 from dpac_api.errors import Corruption
 from dpac_engine.core.entries import EntryType
-from dpac_engine.io.files import make_folder, sync_folder
 
 _FILE = "changes.sqlite"
 _SCHEMA = """
@@ -60,7 +59,7 @@ class NodeStore:
     """The changes of one mount; safe for threads."""
 
     def __init__(self, folder: Path) -> None:
-        make_folder(folder)
+        """`folder` is there. The names of the files are durable once `MountedTree` has made what it has beside them."""
         self._path = folder / _FILE
         self._lock = threading.Lock()
         try:
@@ -81,7 +80,6 @@ class NodeStore:
                 f"{self._path} cannot be read ({error}). Unmount, and mount the checkpoint again."
             ) from error
         self._log = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        sync_folder(folder)
 
     def commit(self, nodes: Iterable[Node], gone: Iterable[int] = (), names: Iterable[Name] = ()) -> None:
         """Take changes, all or none. Raises OSError if they cannot be written."""

@@ -57,7 +57,7 @@ class MountedTree:
     """One mount's file system. Safe for threads: changes come one at a time, content is read and written side by side."""
 
     def __init__(self, lower: Lower, folder: Path, boot: str) -> None:
-        """`folder` holds what is changed."""
+        """`folder`, which is there, holds what is changed."""
         self._lower = lower
         self._folder = folder
         self._boot = boot
