@@ -62,8 +62,9 @@ def test_every_byte_at_the_target_is_accounted_for(seed: int) -> None:
     assert not found.estimated
     assert found.dropped_until == moment(copy.clock.now + GRACE_NS)
     copy.compact(journal_of("5h", 2**30), RetentionSpec())
-    copy.clock.now += GRACE_NS + 1
-    copy.compact(journal_of("365d", 2**30), RetentionSpec())
+    for _ in range(2):  # the first time what is left of the hours becomes a day's
+        copy.clock.now += GRACE_NS + 1
+        copy.compact(journal_of("365d", 2**30), RetentionSpec())
     after = measure("copies", copy.reader())
     assert (after.reclaimable_bytes, after.dropped_until) == (0, None)
     assert after.stored_bytes == sum(map(len, copy.store.objects.values()))
