@@ -113,7 +113,7 @@ def _spare_made(root: Path, say: Say) -> None:
     _append(spool, 10)
     _wait_durable(spool)
     deadline = time.monotonic() + 20
-    while not list((root / "group" / "spool").glob("*.spare")) or spool._sparing is not None:
+    while not list((root / "group" / "spool").glob("*.spare")) or spool._spares.making:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     (spare,) = (root / "group" / "spool").glob("*.spare")

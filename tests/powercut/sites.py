@@ -81,7 +81,7 @@ PROOFS = {
     f"{_IO}.spool:Spool._commit:os.fdatasync": "flushed records",
     f"{_IO}.spool:Spool._sync_all:os.fdatasync": "records of an earlier life",
     f"{_IO}.spool:Spool._sync_all:sync_folder": "records of an earlier life",
-    f"{_IO}.spool:_allocate:os.fsync": "a spare file",
+    f"{_IO}.spare_files:allocate:os.fsync": "a spare file",
     f"{_IO}.stores.filesystem:FilesystemStore.put:sync_folder": "an object beside others",
     f"{_IO}.stores.filesystem:FilesystemStore.create:sync_folder": "a created object",
     f"{_IO}.stores.filesystem:FilesystemStore.delete:sync_folder": "a deleted object",

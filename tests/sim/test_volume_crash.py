@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dpac_engine.core.records import Flags, Kind
+from dpac_engine.io import spare_files
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.members import overlay as overlay_module
 from dpac_engine.io.members import volume as volume_module
@@ -55,8 +56,8 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.synced: dict[int, bytes] = {}
-        self._allocate = spool_module._allocate
-        monkeypatch.setattr(spool_module, "_allocate", self._allocate_zeroes)
+        self._allocate = spare_files.allocate
+        monkeypatch.setattr(spare_files, "allocate", self._allocate_zeroes)
         monkeypatch.setattr(os, "fdatasync", self._fdatasync)
         # What is durable is what this disk says; the machine's own need not be waited for.
         monkeypatch.setattr(os, "fsync", os.fstat)
@@ -66,8 +67,8 @@ class Disk:
         content = os.pread(descriptor, status.st_size, 0)
         self.synced[status.st_ino] = content
 
-    def _allocate_zeroes(self, path: Path, written_bytes: int = 1 << 62) -> None:
-        self._allocate(path, written_bytes)
+    def _allocate_zeroes(self, path: Path, size_bytes: int, written_bytes: int) -> None:
+        self._allocate(path, size_bytes, written_bytes)
         self.synced[path.stat().st_ino] = path.read_bytes()
 
     def after_power_loss(self, path: Path, chance: random.Random) -> bytes:

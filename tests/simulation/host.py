@@ -42,6 +42,7 @@ class Host:
         self.disk = PowerCutDisk()
         self.crash_in = 0
         """The process ends at the so manieth call that changes something; 0: it does not."""
+        self._reserved: set[int] = set()
         self.full = False
         self.failing_syncs = 0
         self.boots = 1
@@ -165,6 +166,7 @@ class Host:
         return (
             self.full
             and "/spool/" in name
+            and node.number not in self._reserved
             and any(page not in node.pages for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)))
         )
 
@@ -173,6 +175,17 @@ class Host:
         if self._call(WRITE_NS):
             self._crash()
         self._truncate(self._node(descriptor), size)
+
+    def posix_fallocate(self, descriptor: int, offset: int, length: int) -> None:
+        """See `os.posix_fallocate`."""
+        node = self._node(descriptor)
+        if self._call(WRITE_NS):
+            self._crash()
+        if self._lacks_room(name := self._open[descriptor][1], node, offset, length):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        if self.fstat(descriptor).st_size < offset + length:
+            self._truncate(node, offset + length)
+        self._reserved.add(node.number)
 
     def _truncate(self, node: Node, size: int) -> None:
         self.disk.truncate(node, size, self.world.now_ns)

@@ -15,7 +15,7 @@ from unittest import mock
 
 from dpac_engine.control import compaction, group, member, merging, seeding, shipper, tracking
 from dpac_engine.core import bitmap, retention, stripes
-from dpac_engine.io import daemon_thread, files, repository, spool
+from dpac_engine.io import daemon_thread, files, repository, spare_files, spool
 from dpac_engine.io.members import overlay, volume, volume_file
 from tests.simulation import host, world
 
@@ -46,6 +46,7 @@ _FCNTL = SimpleNamespace(flock=lambda *args: host.current().flock(*args), LOCK_E
 
 _STAND_INS: dict[Any, dict[str, Any]] = {
     spool: {"os": _OS, "threading": _THREADS, "mmap": _MMAP},
+    spare_files: {"os": _OS, "threading": _THREADS},
     files: {"os": _OS, "open": host.OpenedFile},
     volume: {
         "os": _OS,

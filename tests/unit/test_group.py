@@ -31,6 +31,7 @@ from dpac_engine.core.image import Image
 from dpac_engine.core.ports import TailStore, TargetMissing
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind
+from dpac_engine.io import spare_files
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.clock import SystemClock
 from dpac_engine.io.holes import punch_hole
@@ -974,7 +975,7 @@ def test_a_journal_that_works_again_is_used_again_without_a_restart(
             status = group.status()
             assert (status.data_state, status.sla_state) == (DataState.STALLED, SlaState.RPO_NOT_MET)
             # Whatever is tried meanwhile fails, and harms nothing.
-            broken.setattr(spool_module, "_allocate", _full_disk)
+            broken.setattr(spare_files, "allocate", _full_disk)
             await asyncio.sleep(0)
             await until(lambda: not any(leg._task for leg in group.legs.values()))
             write(group, 1536, b"straight" + bytes(504))
@@ -1088,7 +1089,7 @@ def test_a_full_spool_slows_clients_says_so_and_lets_them_go_on(
     run(tmp_path, story)
 
 
-def _full_disk(path: Path, written_bytes: int = 0) -> None:
+def _full_disk(path: Path, size_bytes: int, written_bytes: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from dpac_api.errors import Corruption
 from dpac_engine.core.records import Kind, stored_bytes
+from dpac_engine.io import spare_files
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.spool import Entry, Identity, Spool, scan
 from tests.spools import records_of
@@ -381,7 +382,7 @@ def test_a_full_disk_leaves_the_head_where_it_was(
     life = lives()
     (first,) = life.spool.append([write(b"before" * 1000)])
     head = life.spool.head_lsn
-    monkeypatch.setattr(spool_module, "_allocate", _no_space)
+    monkeypatch.setattr(spare_files, "reserve", _no_space)
     with pytest.raises(OSError, match="No space"):
         life.spool.append([write(bytes([n]) * 10_000) for n in range(20)])
     assert life.spool.head_lsn == head
@@ -405,13 +406,14 @@ def test_a_file_that_is_needed_now_costs_little_and_is_written_ahead_only_later(
     life.durable()
     assert [payload for _, payload in found(tmp_path)] == data
     deadline, pause = time.monotonic() + 60, threading.Event()
-    while not life.spool._spares:
+    while not len(life.spool._spares):
         assert time.monotonic() < deadline, "half of the file is used, and there is no spare"
         pause.wait(0.01)
-    assert life.spool._spares[0].stat().st_blocks * 512 >= 8 * 2**20
+    (spare,) = tmp_path.glob("*.spare")
+    assert spare.stat().st_blocks * 512 >= 8 * 2**20
 
 
-def _no_space(path: Path, written_bytes: int = 0) -> None:
+def _no_space(path: Path, size_bytes: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

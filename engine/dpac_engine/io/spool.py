@@ -10,7 +10,6 @@ waits for a disk.
 from __future__ import annotations
 
 import contextlib
-import errno
 import heapq
 import itertools
 import mmap
@@ -24,16 +23,17 @@ from typing import NamedTuple
 from dpac_api.errors import Corruption
 from dpac_engine.core import records
 from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Flags, Header, Kind, Records
+from dpac_engine.io import spare_files
 from dpac_engine.io.files import make_folder, sync_folder, write_all
+from dpac_engine.io.spare_files import KEPT, SpareFiles
 
 FILE_BYTES = 32 * 2**20
 AT_ONCE_BYTES = 2**20
-"""Of a file that is needed now, while every group of the process waits for it: the rest of it takes room as it is written. So a
+"""Of a group's first file, while every group of the process waits for it: the rest of it takes room as it is written. So a
 thousand new groups take a gibibyte, and no second each."""
-SPARE_FILES = 2
-"""Recycled files kept ready at least, so that the append path never allocates."""
+SYNC_BYTES = 2**20
+"""Where syncs come more often than each so many bytes, the next file is written whole before it is used."""
 _PADDING = bytes(ALIGNMENT_BYTES)
-_ZEROES = bytes(2**20)
 
 Call = Callable[[Callable[[], None]], object]
 """Runs a callable on the event loop's thread (`loop.call_soon_threadsafe`)."""
@@ -103,21 +103,18 @@ class Spool:
         self._stopping = False
         self._error: OSError | None = None
         self._renamed = False
-        self._sparing: threading.Thread | None = None
+        self._syncs = 0
         make_folder(folder)
         for path in folder.glob("*.spool"):
             index = int(path.stem, 16)
             if is_whole(path) and (index * FILE_BYTES < head_lsn or index == head_lsn // FILE_BYTES):
                 self._files[index] = SpoolFile(path, index)
-        spares = sorted(folder.glob("*.spare"))
-        self._spares = [path for path in spares if is_whole(path)]
-        for path in set(spares).difference(self._spares):
-            path.unlink()
+        self._spares = SpareFiles(folder, FILE_BYTES)
         # What a scan did not count but a later one would (a pad, a run cut short) must be gone for good before anything is
         # written over it: else a loss of power could bring it back, and the scan would leap over what was written.
         self._void_head()
         self._sync_all()
-        self._open(head_lsn // FILE_BYTES)
+        self._open(head_lsn // FILE_BYTES, AT_ONCE_BYTES)
         self._thread = threading.Thread(target=self._commit, name=f"commit-{folder.parent.name[:8]}", daemon=True)
         self._thread.start()
 
@@ -178,6 +175,10 @@ class Spool:
             lsns.append(lsn)
             lsn += stored
         self._write(iov, start)
+        if (
+            not self._spares and lsn % FILE_BYTES > FILE_BYTES // 2
+        ):  # ahead of need: the loop never waits for a new file
+            self._spares.make_ahead(written=self._syncs * SYNC_BYTES > lsn % FILE_BYTES)
         return lsns, lsn
 
     def _write(self, iov: list[bytes | memoryview], lsn: int) -> None:
@@ -202,14 +203,11 @@ class Spool:
             with contextlib.suppress(OSError):
                 os.pwrite(file.fd, bytes(HEADER_BYTES), self.head_lsn % FILE_BYTES)
 
-    def _open(self, index: int) -> SpoolFile:
+    def _open(self, index: int, written_bytes: int = 0) -> SpoolFile:
         if index not in self._files:
             path = self._folder / f"{index:016x}.spool"
-            if self._spares:
-                os.replace(self._spares.pop(), path)
-            else:
-                _allocate(path, AT_ONCE_BYTES)
-            self._renamed = True
+            self._spares.take(path, written_bytes)
+            self._renamed, self._syncs = True, 0
             self._files[index] = SpoolFile(path, index)
         return self._files[index]
 
@@ -245,8 +243,8 @@ class Spool:
                 self._call(partial(self._settle, 0, error))
                 return
             durable = head
+            self._syncs += 1
             self._call(partial(self._settle, head, None))
-            self._make_spare()
 
     def _settle(self, durable: int, error: OSError | None) -> None:
         if error is not None:
@@ -260,23 +258,6 @@ class Spool:
         self.durable_lsn = max(self.durable_lsn, durable)
         while self._waiters and self._waiters[0][0] <= self.durable_lsn:
             heapq.heappop(self._waiters)[2](None)
-
-    def _make_spare(self) -> None:
-        # Ahead of need: when the current file is half full and no spare is at hand. On a thread of its own, since
-        # FLUSHes wait for the commit thread.
-        if not self._spares and self._sparing is None and self.head_lsn % FILE_BYTES > FILE_BYTES // 2:
-            path = self._folder / f"new-{self.head_lsn:016x}.spare"
-            self._sparing = threading.Thread(target=self._add_spare, args=(path,), name="spare", daemon=True)
-            self._sparing.start()
-
-    def _add_spare(self, path: Path) -> None:
-        try:
-            _allocate(path)
-            self._spares.append(path)
-        except OSError:
-            pass  # the append path will meet the full disk and say so
-        finally:
-            self._sparing = None
 
     def _sync_all(self) -> None:
         # What an earlier life left in the page cache counts as durable only now: records, and the names of files.
@@ -322,14 +303,9 @@ class Spool:
             file = self._files.pop(index)
             file.close()
             # As many as one call frees are used until the next: a busy group allocates nothing.
-            if len(self._spares) < max(SPARE_FILES, len(released)):
-                spare = file.path.with_suffix(".spare")
-                os.replace(file.path, spare)
-                self._spares.append(spare)
-            else:
-                file.path.unlink()
-        while not released and len(self._spares) > SPARE_FILES:
-            self._spares.pop().unlink()
+            self._spares.give_back(file.path, max(KEPT, len(released)))
+        if not released:
+            self._spares.trim()
 
     def begin_anew(self, identity: Identity, head_lsn: int) -> None:
         """After a failure: drop every file and go on in fresh ones from `head_lsn`, the begin of a file. Blocks.
@@ -342,20 +318,17 @@ class Spool:
             file = self._files.pop(index)
             file.close()
             file.path.unlink(missing_ok=True)
-        for spare in self._folder.glob("*.spare"):
-            spare.unlink()
-        first, spare = (
-            self._folder / f"{head_lsn // FILE_BYTES:016x}.spool",
-            self._folder / f"new-{head_lsn:016x}.spare",
-        )
+        self._spares.clear()
+        first = self._folder / f"{head_lsn // FILE_BYTES:016x}.spool"
+        spare = self._folder / f"new-{head_lsn:016x}.spare"
         try:
             for path in (first, spare):  # two: where the next one does not fit, it would fail again soon
-                _allocate(path)
+                spare_files.allocate(path, FILE_BYTES, FILE_BYTES)
         except OSError:
             first.unlink(missing_ok=True)
             spare.unlink(missing_ok=True)
             raise
-        self._spares = [spare]
+        self._spares = SpareFiles(self._folder, FILE_BYTES)
         self._renamed = True  # the names of both are new: the first commit syncs them
         self._identity = identity
         self.head_lsn = self.durable_lsn = self.released_lsn = self._wanted_lsn = head_lsn
@@ -369,8 +342,7 @@ class Spool:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
-        if (sparing := self._sparing) is not None:
-            sparing.join()
+        self._spares.join()
 
     def stop(self) -> None:
         """Make what was appended durable and end the commit thread."""
@@ -384,27 +356,7 @@ class Spool:
 
 def is_whole(path: Path) -> bool:
     """It has its size: a crash may have left a file that was just being made."""
-    return path.stat().st_size == FILE_BYTES
-
-
-def _allocate(path: Path, written_bytes: int = FILE_BYTES) -> None:
-    written_bytes = min(written_bytes, FILE_BYTES)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        # Written, not only reserved: a file system turns reserved space into written space at each fdatasync, which
-        # would cost every FLUSH a commit of its journal.
-        for at in range(0, written_bytes, len(_ZEROES)):
-            piece = _ZEROES[: written_bytes - at]
-            if os.pwrite(descriptor, piece, at) != len(piece):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.ftruncate(descriptor, FILE_BYTES)
-        os.fsync(descriptor)
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()  # others need what room it took, the group's state above all
-        raise
-    finally:
-        os.close(descriptor)
+    return spare_files.is_whole(path, FILE_BYTES)
 
 
 def scan(folder: Path, from_lsn: int, shard_tag: int, incarnation: int) -> Iterator[tuple[Header, memoryview]]:
