@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from dpac_engine.control import compaction, group, member, merging, seeding, shipper, tracking
+from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, tracking
 from dpac_engine.core import bitmap, retention, stripes
 from dpac_engine.io import daemon_thread, files, repository, spare_files, spool
 from dpac_engine.io.members import overlay, volume, volume_file
@@ -65,7 +65,7 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
 # Small files, records, batches and pieces, and a short history: every boundary is met often.
 _SMALL: dict[Any, dict[str, Any]] = {
     spool: {"FILE_BYTES": SPOOL_FILE_BYTES},
-    group: {"FILE_BYTES": SPOOL_FILE_BYTES},
+    spool_quota: {"FILE_BYTES": SPOOL_FILE_BYTES},
     volume: {"BATCH_BYTES": 32 * 1024, "BATCH_RECORDS": 5},
     overlay: {"ZERO_BLOCKS_MAX": 8},
     bitmap: {"GRANULARITY_BYTES_MIN": 4096},

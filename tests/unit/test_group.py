@@ -21,6 +21,7 @@ from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
 from dpac_engine.control import group_state, journal_return
 from dpac_engine.control import shipper as shipper_module
+from dpac_engine.control import spool_quota as quota_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
@@ -50,7 +51,7 @@ DEADLINE_SECONDS = 90
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds become hundredths; spool files become small."""
     monkeypatch.setattr(group_module, "MARK_SECONDS", 0.02)
-    monkeypatch.setattr(group_module, "MAINTAIN_SECONDS", 0.02)
+    monkeypatch.setattr(quota_module, "UPKEEP_SECONDS", 0.02)
     monkeypatch.setattr(group_module, "ATTACH_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(journal_return, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(journal_return, "PAUSE_SECONDS_MAX", 0.2)
@@ -58,7 +59,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper_module, "RETRY_SECONDS", (0.01,))
     monkeypatch.setattr(shipper_module, "REFUSED_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(shipper_module, "WATCH_SECONDS", 0.02)
-    for module in (spool_module, group_module):
+    for module in (spool_module, quota_module):
         monkeypatch.setattr(module, "FILE_BYTES", 2**20)
 
 
@@ -277,7 +278,7 @@ def test_a_new_group_becomes_protected_and_every_checkpoint_is_what_was(tmp_path
 @pytest.mark.parametrize("kind", ["volume", "directory"])
 def test_a_first_copy_waits_for_no_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """A new group becomes protected though the next periodic mark, and the legs' next look by themselves, are far away."""
-    for module, name in ((group_module, "MARK"), (group_module, "MAINTAIN"), (shipper_module, "WATCH")):
+    for module, name in ((group_module, "MARK"), (quota_module, "UPKEEP"), (shipper_module, "WATCH")):
         monkeypatch.setattr(module, f"{name}_SECONDS", 100 * DEADLINE_SECONDS)
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -490,13 +490,13 @@ def test_files_that_a_crash_left_unallocated_do_not_hinder_the_start(
 ) -> None:
     """A spool file or a spare that was being made is made whole or let go."""
     (tmp_path / f"{0:016x}.spool").touch()
-    (tmp_path / "new-1.spare").write_bytes(b"short")
+    (tmp_path / "cut-short.spare").write_bytes(b"short")
     life = lives()
     for _ in range(3):
         life.spool.append([write(bytes(60_000))])
     life.durable()
     assert len(found(tmp_path)) == 3
-    assert not (tmp_path / "new-1.spare").exists()
+    assert not (tmp_path / "cut-short.spare").exists()
 
 
 def test_a_record_takes_whole_multiples_of_64_bytes() -> None:

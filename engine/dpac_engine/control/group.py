@@ -36,6 +36,7 @@ from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.member import DirectoryFactory, Member
 from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.shipper import Compactor, Shipper
+from dpac_engine.control.spool_quota import SpoolQuota
 from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.control.tracking import Tracking
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome
@@ -48,12 +49,11 @@ from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
 from dpac_engine.io.overlay_blocks import boot_id
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, SpecObject
-from dpac_engine.io.spool import FILE_BYTES, Entry, Identity, Spool
+from dpac_engine.io.spool import Entry, Identity, Spool
 
 log = logging.getLogger(__name__)
 
 MARK_SECONDS = 1.0
-MAINTAIN_SECONDS = 1.0
 ATTACH_RETRY_SECONDS = 5.0
 STORE_SECONDS = 10.0
 STORE_BYTES = 2**20
@@ -99,8 +99,7 @@ class Group:
         self.store_error: str = ""
         self.journal_damage: str = ""
         """What was found of it at the start; until every target has everything anew."""
-        self.held = False
-        """Clients are held back: the spool is full."""
+        self.quota = SpoolQuota(self)
         self.tracking = Tracking(folder / "dirty")
         self._return = JournalReturn(self)
         self._since: dict[str, datetime] = {}
@@ -271,6 +270,7 @@ class Group:
             self.stamp,
             self._journal_failed,
         )
+        self.spool.turned = self.quota.turned
         self.gate = Gate(self.spool, self.sync_legs)
         self._opened_lsn = self._marked_lsn = head
         self._changed_since_ns = self.stamp()
@@ -525,7 +525,7 @@ class Group:
     async def _maintain_forever(self) -> None:
         attach_at = 0.0
         while True:
-            await asyncio.sleep(MAINTAIN_SECONDS)
+            await self.quota.upkeep_due()
             try:
                 if self._loop.time() >= attach_at:
                     attach_at = self._loop.time() + ATTACH_RETRY_SECONDS
@@ -536,7 +536,7 @@ class Group:
                     await member.sync()
                     await member.give_up_failed()
                 await self._return.attempt(self._loop.time())
-                await self._hold_quota()
+                await self.quota.keep()
                 if self._has_news():
                     await self._store()
             except OSError as error:
@@ -609,40 +609,6 @@ class Group:
             self._store_state()
         except OSError as error:
             log.error("group %s cannot store its state: %s", self.assignment.name, error)
-
-    async def _hold_quota(self) -> None:
-        """Near the spool's limit: first hurry the volumes and set aside what is kept for those that are away, slow the
-        clients; at the limit let the slowest leg go."""
-        limit, used = self.assignment.spec.journal.spool_max.bytes, self.spool.head_lsn - self.spool.released_lsn
-        unapplied = self.spool.head_lsn - min([self.spool.head_lsn, *(m.applied_lsn for m in self.members.values())])
-        self.held = unapplied > limit - 2 * FILE_BYTES
-        for member in list(self.members.values()):
-            member.press(used > limit // 2, self.held)
-            if used > limit // 2:
-                await member.let_spool_go()
-        if used <= limit - 2 * FILE_BYTES:
-            return
-        for leg in list(self.legs.values()):
-            if not leg.memory.lost and self._is_too_far_behind(leg):
-                await self._let_go(leg)
-
-    def _is_too_far_behind(self, leg: Shipper) -> bool:
-        limit = self.assignment.spec.journal.spool_max.bytes
-        return self.spool.head_lsn - leg.memory.cursor > limit - 3 * FILE_BYTES
-
-    async def _let_go(self, leg: Shipper) -> None:
-        """The spool waits for the leg no longer; bitmaps tell from now on what it lacks."""
-        sizes = {at: member.volume.size_bytes for at, member in self.members.items() if member.volume is not None}
-        tracked = await self.tracking.begin(leg.name, self.spool, leg.memory.cursor, sizes)
-        if not self._is_too_far_behind(leg):
-            if not leg.memory.tracked:
-                await self.tracking.end(
-                    leg.name
-                )  # it has just shipped a good deal: what was noted would be sent for nothing
-            return
-        log.warning("leg %s of %s fell out of the spool at LSN %d", leg.name, self.assignment.name, leg.memory.cursor)
-        leg.memory.tracked, leg.memory.lost = tracked, True
-        leg.nudge()
 
     def _journal_failed(self, error: OSError) -> None:
         """The law: the application goes on, without checkpoints, visibly."""

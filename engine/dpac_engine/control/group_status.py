@@ -241,7 +241,7 @@ def _conditions(group: Group) -> Iterator[Condition]:
             f"{group.journal_damage}. Volumes have every record that could be read, and all targets are copied anew. Look at the disk the "
             "journal lies on; check what the applications have, and go back to a checkpoint if need be.",
         )
-    if group.held and not group.journal_error:
+    if group.quota.held and not group.journal_error:
         yield condition(
             "SpoolFull",
             "group",

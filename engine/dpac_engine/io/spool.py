@@ -92,6 +92,8 @@ class Spool:
         self._call = call
         self._stamp = stamp
         self._failed = failed
+        self.turned: Callable[[], None] = lambda: None
+        """Called by `append` when it began a file."""
         self.head_lsn = head_lsn
         self.durable_lsn = head_lsn
         self.released_lsn = released_lsn
@@ -143,7 +145,10 @@ class Spool:
             self._void_head()
             self._call(partial(self._settle, 0, error))
             raise
+        turned = head_lsn // FILE_BYTES > self.head_lsn // FILE_BYTES
         self.head_lsn = head_lsn
+        if turned:
+            self.turned()
         return lsns
 
     def _append(self, entries: Sequence[Entry]) -> tuple[list[int], int]:
