@@ -16,7 +16,7 @@ from unittest import mock
 from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, tracking
 from dpac_engine.core import bitmap, retention, stripes
 from dpac_engine.io import daemon_thread, files, repository, spare_files, spool
-from dpac_engine.io.members import overlay, volume, volume_file
+from dpac_engine.io.members import overlay, volume, volume_file, write_behind
 from tests.simulation import host, world
 
 SPOOL_FILE_BYTES = 64 * 1024
@@ -55,6 +55,7 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
         "data_ranges": lambda *args: host.current().data_ranges(*args),
     },
     volume_file: {"os": _OS, "fcntl": _FCNTL},
+    write_behind: {"punch_hole": lambda *args: host.current().punch_hole(*args)},
     member: {"os": _OS, "Path": host.HostPath},
     group: {"threading": _THREADS, "shutil": _OS, "boot_id": lambda: host.current().boot_id},
     tracking: {"shutil": _OS},

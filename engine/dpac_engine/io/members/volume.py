@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, wait
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from dpac_api.errors import Invalid
 from dpac_engine.core.records import HEADER_BYTES, Header, Kind
@@ -21,6 +21,7 @@ from dpac_engine.io.files import write_all
 from dpac_engine.io.holes import data_ranges, punch_hole
 from dpac_engine.io.members.overlay import Overlay
 from dpac_engine.io.members.volume_file import Descriptor, Signature, open_locked, read_whole
+from dpac_engine.io.members.write_behind import Pending, bring
 from dpac_engine.io.nbd.export import Change, ChangeKind, Extent, Stopped, as_os_error
 from dpac_engine.io.spool import Entry, Spool
 
@@ -37,17 +38,7 @@ RELIEF_SECONDS = 1.0
 """How often who waits for room looks whether the volume is still there."""
 
 _WRITE = int(Kind.WRITE)  # a plain number: the enumeration's costs in every comparison
-_KINDS = {ChangeKind.WRITE: Kind.WRITE, ChangeKind.ZERO: Kind.ZERO, ChangeKind.TRIM: Kind.TRIM}
-
-
-class _Pending(NamedTuple):
-    lsn: int
-    kind: int
-    offset: int
-    length: int
-    position: int
-    at: float
-    """Event loop time of its arrival; 0 for one found in the spool."""
+_new = tuple.__new__  # what a batch has many of is made without the call of a named tuple's class
 
 
 class _Watch:
@@ -108,7 +99,7 @@ class Volume:
         self._executor = executor
         self._pending_max = pending_max
         self._overlay = Overlay()
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[Pending] = deque()
         self._in_flight_lsn: int | None = None
         self._writing: Future[None] | None = None
         self._batch: asyncio.Task[None] | None = None
@@ -146,7 +137,8 @@ class Volume:
             self._set_size(header.length)
         elif header.kind in (Kind.WRITE, Kind.ZERO, Kind.TRIM):
             self.synced_lsn = min(self.synced_lsn, header.lsn)
-            self._enter(_Pending(header.lsn, header.kind, header.offset, header.length, header.lsn + HEADER_BYTES, 0.0))
+            position = header.lsn + HEADER_BYTES
+            self._enter([Pending(header.lsn, header.kind, header.offset, header.length, position, 0.0)])
 
     def signature(self) -> Signature:
         """Of the open file. Blocks."""
@@ -235,13 +227,16 @@ class Volume:
             self._write_through(changes)
             return
         entries: list[Entry] = []
+        ordinal = self.ordinal
         for kind, offset, length, data in changes:
-            if length <= RECORD_BYTES_MAX or data is None:
-                entries.append(Entry(_KINDS[kind], 0, self.ordinal, offset, length, b"" if data is None else data))
-                continue
-            for at in range(0, length, RECORD_BYTES_MAX):
-                part = data[at : at + RECORD_BYTES_MAX]
-                entries.append(Entry(Kind.WRITE, 0, self.ordinal, offset + at, len(part), part))
+            if data is None:
+                entries.append(Entry(int(kind), 0, ordinal, offset, length, b""))
+            elif length <= RECORD_BYTES_MAX:
+                entries.append(_new(Entry, (_WRITE, 0, ordinal, offset, length, data)))
+            else:
+                for at in range(0, length, RECORD_BYTES_MAX):
+                    part = data[at : at + RECORD_BYTES_MAX]
+                    entries.append(Entry(_WRITE, 0, ordinal, offset + at, len(part), part))
         try:
             lsns = self._spool.append(entries)
         except OSError:
@@ -252,8 +247,12 @@ class Volume:
             return
         self.note(changes)
         now = self._last_submit = self._loop.time()
-        for lsn, (kind_number, _, _, offset, length, _) in zip(lsns, entries, strict=True):
-            self._enter(_Pending(lsn, kind_number, offset, length, lsn + HEADER_BYTES, now))
+        self._enter(
+            [
+                _new(Pending, (lsn, kind, offset, length, lsn + HEADER_BYTES, now))
+                for lsn, (kind, _, _, offset, length, _) in zip(lsns, entries, strict=True)
+            ]
+        )
         self._work.set()
 
     def _check(self) -> None:
@@ -262,14 +261,16 @@ class Volume:
         if self.error is not None:
             raise OSError(self.error.errno, str(self.error))
 
-    def _enter(self, change: _Pending) -> None:
-        lsn, kind, offset, length, position, _ = change
-        if kind == _WRITE:
-            self._overlay.write(offset, length, position)
-            self.pending_bytes += length
-        else:
-            self._overlay.zero(offset, length, lsn)
-        self._pending.append(change)
+    def _enter(self, changes: Sequence[Pending]) -> None:
+        overlay, size = self._overlay, 0
+        for lsn, kind, offset, length, position, _ in changes:
+            if kind == _WRITE:
+                overlay.write(offset, length, position)
+                size += length
+            else:
+                overlay.zero(offset, length, lsn)
+        self.pending_bytes += size
+        self._pending.extend(changes)
 
     def flush(self, done: Callable[[OSError | None], None]) -> None:
         """See `Export.flush`."""
@@ -473,7 +474,7 @@ class Volume:
 
     async def _apply_next(self) -> None:
         durable = self._spool.durable_lsn
-        batch: list[_Pending] = []
+        batch: list[Pending] = []
         size = 0
         pending = self._pending
         if pending and pending[0].lsn < durable:
@@ -504,25 +505,9 @@ class Volume:
                 self._overlay.applied_zero(offset, length, lsn)
         self.pending_bytes -= size
 
-    def _apply_blocking(self, batch: Sequence[_Pending]) -> None:
+    def _apply_blocking(self, batch: Sequence[Pending]) -> None:
         self.writes += 1
-        # Runs of changes that continue each other on the device go in one call; order is kept throughout.
-        run: list[memoryview] = []
-        run_offset = run_end = -1
-        fd, view = self._fd, self._spool.view
-        for _, kind, offset, length, position, _ in batch:
-            if kind == _WRITE:
-                if offset != run_end:
-                    if run:
-                        write_all(fd, run, run_offset)
-                    run, run_offset = [], offset
-                run.append(view(position, length))
-                run_end = offset + length
-                continue
-            write_all(fd, run, run_offset)
-            run, run_end = [], -1
-            punch_hole(fd, offset, min(length, self.size_bytes - offset))
-        write_all(fd, run, run_offset)
+        bring(self._fd, batch, self._spool.view, self.size_bytes)
 
     @property
     def low_lsn(self) -> int:
