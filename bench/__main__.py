@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import backup_programs, peers
+from bench import backup_programs, disk, peers
 from bench.backend import backend
 from bench.copies import copy_rows, tree_source, volume_source
 from bench.mounts import mount_rows
@@ -79,24 +79,26 @@ def _arguments() -> argparse.Namespace:
 
 def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
     only, repeats = arguments.only, arguments.repeats
-    disk = Folder(folder / "copies")
-    disk.root.mkdir()
+    copies = Folder(folder / "copies")
+    copies.root.mkdir()
     if "writes" in only:
         yield from write_rows(client, folder, arguments.seconds, arguments.long_seconds, repeats)
     if "resync" in only:
         yield from resync_rows(client, folder, disk)
     with bucket(folder / "s3") as server:
         if "mount" in only:
-            for place in (disk, server):
+            for place in (copies, server):
                 yield from mount_rows(client, folder, place, arguments.files)
         if "volume" in only:
+            yield from disk.write_rows(folder)
             volume = volume_source(folder, int(arguments.volume_gib * 2**30))
-            for place in (disk, server):
+            for place in (copies, server):
                 yield from copy_rows(client, folder, place, volume, repeats)
             volume.path.unlink()
         if "tree" in only:
+            yield disk.create_row(folder)
             tree = tree_source(folder, arguments.files)
-            for place in (disk, server):
+            for place in (copies, server):
                 yield from copy_rows(client, folder, place, tree, repeats)
         if "steady" in only:
             yield from steady_rows(client, folder, server, arguments.long_seconds)

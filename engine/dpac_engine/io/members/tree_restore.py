@@ -224,7 +224,8 @@ class Restoring:
         fd, is_left = self._opened(path)
         written = kept = 0
         try:
-            os.ftruncate(fd, entry.size)
+            if is_left or entry.sparse or entry.runs is not None:
+                os.ftruncate(fd, entry.size)
             for offset, length, digest in entry.pieces():
                 if is_left and digest_of(os.pread(fd, length, offset)) == digest:
                     kept += length
@@ -326,12 +327,15 @@ def _write_all(fd: int, content: bytes, offset: int) -> None:
 
 
 def set_metadata(fd: int, entry: Entry) -> None:
-    """Owner first: changing it clears set-user-id; times last."""
-    if os.geteuid() == 0:
+    """Owner first: changing it clears set-user-id; times last. What is so already is not changed: that would be written, too."""
+    found = os.fstat(fd)
+    owns = os.geteuid() == 0 and (found.st_uid, found.st_gid) != (entry.uid, entry.gid)
+    if owns:
         os.chown(fd, entry.uid, entry.gid)
     for key, value in entry.xattrs:
         _set_xattr(fd, key, value)
-    os.chmod(fd, entry.mode)
+    if owns or entry.xattrs or stat.S_IMODE(found.st_mode) != entry.mode:
+        os.chmod(fd, entry.mode)
     os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
