@@ -100,6 +100,8 @@ class Journal:
     """The most that history may take at one target (`16GiB`); older history goes first."""
     spool_max: pulumi.Input[str] | None = None
     """The most the spool on the backend's host may take while targets lag (`1GiB`)."""
+    shards: pulumi.Input[int] | None = None
+    """By how many workers the group is served at once (1), fixed at its creation; its checkpoints are `barrier` then."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dpac_engine.control.mounts import Mounts
     from dpac_engine.control.repositories import TargetRecovery
     from dpac_engine.control.site import Site
+    from dpac_engine.control.worker_client import WorkerClient
     from dpac_engine.control.worker_process import WorkerParts
     from dpac_engine.core.ports import Store, TailStore
     from dpac_engine.io.blueprints.blueprint import Blueprint
@@ -90,17 +91,17 @@ def examine_target(target: TargetSpec) -> dict[str, str]:
 
 def open_repository_store(
     target: TargetSpec,
-    group_uid: str,
+    key: str,
     meters: Meters,
     retry_seconds: float = READER_RETRY_SECONDS,
     locked_for: timedelta | None = None,
 ) -> Store:
-    """One group's part of a target, with a meter of its own."""
+    """The part of a target that is a group's, or one of its shards', with a meter of its own."""
     from dpac_engine.control.repositories import group_prefix
     from dpac_engine.io.stores.prefixed import PrefixedStore
 
-    meter = meters.of(target.location, group_uid)
-    return PrefixedStore(open_store(target, meter, retry_seconds, locked_for), group_prefix(group_uid))
+    meter = meters.of(target.location, key)
+    return PrefixedStore(open_store(target, meter, retry_seconds, locked_for), group_prefix(key))
 
 
 def _locks_objects(target: TargetSpec) -> bool:
@@ -145,11 +146,12 @@ def open_tails(target: TargetSpec, group_uid: str) -> TailStore:
 
 def reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, TargetSpec], RepositoryReader]:
     """Opens a group's repository at a target for reading."""
+    from dpac_engine.control.assignment import group_of
     from dpac_engine.io.repository import RepositoryReader
 
-    return lambda group_uid, target: RepositoryReader(
-        open_repository_store(target, group_uid, meters),
-        group_uid,
+    return lambda key, target: RepositoryReader(
+        open_repository_store(target, key, meters),
+        group_of(key)[0],
         keyring.data_key,
         reads_what_it_can=_locks_objects(target),
     )
@@ -160,14 +162,15 @@ def sharing_reader_opener(keyring: Keyring, meters: Meters) -> Callable[[str, Ta
     from collections import defaultdict
     from weakref import WeakValueDictionary
 
+    from dpac_engine.control.assignment import group_of
     from dpac_engine.io.repository import RepositoryReader
     from dpac_engine.io.stored_segment import BlockCache, StoredSegment
 
     cache = BlockCache()
     segments: defaultdict[str, WeakValueDictionary[str, StoredSegment]] = defaultdict(WeakValueDictionary)
-    return lambda group_uid, target: RepositoryReader(
-        open_repository_store(target, group_uid, meters),
-        group_uid,
+    return lambda key, target: RepositoryReader(
+        open_repository_store(target, key, meters),
+        group_of(key)[0],
         keyring.data_key,
         cache,
         segments[target.model_dump_json()],
@@ -201,6 +204,7 @@ def build_recovery(keyring: Keyring, meters: Meters) -> TargetRecovery:
 
 def writer_opener(keyring: Keyring, meters: Meters, retry_seconds: float) -> Callable[..., RepositoryWriter]:
     """Opens a group's repository at a target, to write with one of its data keys, and to lock what is written."""
+    from dpac_engine.control.assignment import group_of
     from dpac_engine.core.immutability import locked_for_ns
     from dpac_engine.io.clock import SystemClock
     from dpac_engine.io.repository import RepositoryWriter
@@ -208,18 +212,18 @@ def writer_opener(keyring: Keyring, meters: Meters, retry_seconds: float) -> Cal
     clock = SystemClock()
 
     def open_writer(
-        group_uid: str, key_id: str, target: TargetSpec, immutable_for: Duration | None = None
+        key: str, key_id: str, target: TargetSpec, immutable_for: Duration | None = None
     ) -> RepositoryWriter:
         locked_ns = locked_for_ns(int(immutable_for.seconds * 1e9)) if immutable_for else 0
         locked_for = timedelta(microseconds=locked_ns // 1000) if locked_ns else None
         return RepositoryWriter(
-            open_repository_store(target, group_uid, meters, retry_seconds, locked_for),
-            group_uid,
+            open_repository_store(target, key, meters, retry_seconds, locked_for),
+            group_of(key)[0],
             key_id,
             keyring.wrapped(key_id),
             keyring.data_key,
             clock,
-            open_locks(target, group_uid, meters) if immutable_for or _locks_objects(target) else None,
+            open_locks(target, key, meters) if immutable_for or _locks_objects(target) else None,
         )
 
     return open_writer
@@ -240,23 +244,31 @@ def group_maker(
     open_stored = writer_opener(keyring, meters, SHIPPER_RETRY_SECONDS)
 
     def open_writer(assignment: WorkerAssignment, leg: LegSpec, target: TargetSpec) -> RepositoryWriter:
-        return open_stored(assignment.group_uid, assignment.key_id, target, leg.retention.immutable_for)
+        return open_stored(assignment.key, assignment.key_id, target, leg.retention.immutable_for)
 
     def directory(spec: DirectorySpec, journal: MemberJournal, index_folder: Path) -> DirectoryMember:
         blueprint = find_blueprint(spec.blueprint) if spec.blueprint else None
         return DirectoryMember(Path(spec.path), journal, clock, index_folder, blueprint)
 
     def compactor(assignment: WorkerAssignment, leg: LegSpec) -> Compaction:
-        return Compaction(assignment.spec.journal, leg, lambda: held_segments(site.mounts, assignment.group_uid))
+        return Compaction(assignment.journal, leg, lambda: held_segments(site.mounts, assignment.key))
 
     def tails(assignment: WorkerAssignment, target: TargetSpec) -> TailStore:
-        return open_tails(target, assignment.group_uid)
+        return open_tails(target, assignment.key)
 
     def traffic(group_uid: str, target: TargetSpec) -> TargetTraffic:
         return meters.of(target.location, group_uid).read()
 
-    deps = GroupDeps(clock, executor, open_writer, compactor, directory, tails, reader_opener(keyring, meters), traffic)
-    return lambda assignment: Group(assignment, site.group(assignment.group_uid), deps)
+    @cache
+    def peer(worker: int) -> WorkerClient:
+        from dpac_engine.control.worker_client import WorkerClient  # a worker without such a group needs no client
+
+        return WorkerClient(site.rpc_socket(worker))
+
+    deps = GroupDeps(
+        clock, executor, open_writer, compactor, directory, tails, reader_opener(keyring, meters), peer, traffic
+    )
+    return lambda assignment: Group(assignment, site.group(assignment.key), deps)
 
 
 def build_mounts(

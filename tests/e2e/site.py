@@ -36,7 +36,7 @@ SECONDS_MAX = 120
 class LiveSite(Backend):
     """`with LiveSite(folder) as site:` — a site in a folder, made by the command line alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder / "site", serve.SUPERVISOR)
         self.folder = folder
@@ -47,7 +47,14 @@ class LiveSite(Backend):
         }
         self._rest: RestClient | None = None
         self._began: dict[Path, int] = {}
-        self._options: tuple[str, ...] = ("--listen", "127.0.0.1:0", "--nbd-tcp", "127.0.0.1:0", "--workers", "1")
+        self._options: tuple[str, ...] = (
+            "--listen",
+            "127.0.0.1:0",
+            "--nbd-tcp",
+            "127.0.0.1:0",
+            "--workers",
+            f"{workers}",
+        )
 
     def __enter__(self) -> LiveSite:
         return self
@@ -59,7 +66,7 @@ class LiveSite(Backend):
         self.dpac("serve", "--detach", "--data", str(self.data), *self._options)
         endpoint = serve.Endpoint.read(self.site)
         exports = str(endpoint.nbd[0]["tcp"])
-        self._options = ("--nbd-tcp", exports, "--workers", "1")
+        self._options = ("--nbd-tcp", exports, *self._options[-2:])
         return endpoint
 
     def print_logs(self) -> None:
@@ -101,7 +108,7 @@ class LiveSite(Backend):
         members: dict[str, Any],
         *,
         rpo: str = "1s",
-        journal: dict[str, str] | None = None,
+        journal: dict[str, Any] | None = None,
         leg: dict[str, str] | None = None,
     ) -> None:
         """Declare a group with a leg to `copies`, a folder unless there is such a target, and wait until it is protected."""

@@ -157,7 +157,7 @@ class FakeWorker:
         return Checkpoint(
             id=f"ck-1-{self.sequence}",
             time=datetime.fromtimestamp(NOW_NS / 1e9, UTC),
-            lsn={"0" * 32: 64 * self.sequence},
+            lsn={self.serving[group_uid].shard_uid: 64 * self.sequence},
             membership_version=1,
             consistency="app" if request.app else "crash",
             tags=[request.tag] if request.tag else [],
@@ -382,11 +382,11 @@ class FakeRecovery:
         self.purged: list[tuple[str, str]] = []
         self.checks: dict[str, str] = {"orders.db": "ok"}
 
-    def open(self, target: TargetSpec, group_uid: str) -> FakeRepository:
+    def open(self, target: TargetSpec, group_uid: str, shards: int = 1) -> FakeRepository:
         return self.at.setdefault(target.path, FakeRepository())
 
-    def change_hold(self, target: TargetSpec, group_uid: str, key_id: str, change: HoldChange) -> None:
-        if not self.open(target, group_uid).change_hold(change):
+    def change_hold(self, target: TargetSpec, key: str, key_id: str, change: HoldChange) -> None:
+        if not self.open(target, key).change_hold(change):
             raise Unrecoverable("not here")
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:

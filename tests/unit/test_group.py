@@ -19,7 +19,7 @@ from dpac_api.errors import Conflict, Corruption, Denied, DpacError, NotFound, T
 from dpac_api.models import DataState, GroupStatus, LegSpec, SlaState, TargetSpec
 from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
-from dpac_engine.control import group_state, journal_return
+from dpac_engine.control import group_state, journal_return, marking
 from dpac_engine.control import shipper as shipper_module
 from dpac_engine.control import spool_quota as quota_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
@@ -50,7 +50,7 @@ DEADLINE_SECONDS = 90
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds become hundredths; spool files become small."""
-    monkeypatch.setattr(group_module, "MARK_SECONDS", 0.02)
+    monkeypatch.setattr(marking, "MARK_SECONDS", 0.02)
     monkeypatch.setattr(quota_module, "UPKEEP_SECONDS", 0.02)
     monkeypatch.setattr(group_module, "ATTACH_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(journal_return, "PAUSE_SECONDS", 0.05)
@@ -278,7 +278,7 @@ def test_a_new_group_becomes_protected_and_every_checkpoint_is_what_was(tmp_path
 @pytest.mark.parametrize("kind", ["volume", "directory"])
 def test_a_first_copy_waits_for_no_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """A new group becomes protected though the next periodic mark, and the legs' next look by themselves, are far away."""
-    for module, name in ((group_module, "MARK"), (quota_module, "UPKEEP"), (shipper_module, "WATCH")):
+    for module, name in ((marking, "MARK"), (quota_module, "UPKEEP"), (shipper_module, "WATCH")):
         monkeypatch.setattr(module, f"{name}_SECONDS", 100 * DEADLINE_SECONDS)
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -350,7 +350,7 @@ def test_an_idle_group_ships_its_checkpoints_and_its_spool_is_let_go(
 ) -> None:
     """Nothing is written, and yet the newest checkpoint at the target is never old."""
     monkeypatch.setattr(sealing, "MARKS_SECONDS", 2)
-    monkeypatch.setattr(group_module, "IDLE_DURABLE_SECONDS", 0.05)
+    monkeypatch.setattr(marking, "IDLE_DURABLE_SECONDS", 0.05)
 
     async def story(site: Site) -> None:
         group = site.group()
@@ -538,7 +538,7 @@ def test_every_change_at_a_target_is_in_a_checkpoint_there(tmp_path: Path, monke
         await group.start()
         await protected(group)
         await shipped(group, tag="before")
-        monkeypatch.setattr(group_module, "MARK_SECONDS", 3600.0)
+        monkeypatch.setattr(marking, "MARK_SECONDS", 3600.0)
         await asyncio.sleep(0.05)  # the regular mark that was due by then
         for number in range(3):
             write(group, number * 4096, bytes([number + 1]) * 4096)

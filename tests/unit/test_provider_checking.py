@@ -40,7 +40,7 @@ def test_defaults_are_written_out_and_two_spellings_become_one() -> None:
         ),
     )
     assert terse == full
-    assert terse["journal"] == {"history": "1d", "size_max": "16GiB", "spool_max": "1GiB"}
+    assert terse["journal"] == {"history": "1d", "size_max": "16GiB", "spool_max": "1GiB", "shards": 1}
 
 
 def test_the_normal_form_is_its_own_normal_form() -> None:

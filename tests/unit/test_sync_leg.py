@@ -12,8 +12,7 @@ import pytest
 
 from dpac_api.errors import Conflict, Corruption, Temporary
 from dpac_api.models import TargetSpec
-from dpac_engine.control import group as group_module
-from dpac_engine.control import group_state
+from dpac_engine.control import group_state, marking
 from dpac_engine.control import sync_leg as sync_leg_module
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.group import Group
@@ -130,7 +129,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once, tails are small; marks come rarely, so that what is asked for is what travels."""
     monkeypatch.setattr(sync_leg_module, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(tails_module, "TAIL_BYTES", 64 * 1024)
-    monkeypatch.setattr(group_module, "MARK_SECONDS", 0.05)
+    monkeypatch.setattr(marking, "MARK_SECONDS", 0.05)
 
 
 class Flush:

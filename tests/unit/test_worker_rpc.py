@@ -23,13 +23,19 @@ from dpac_engine.control.worker_api import (
     MountState,
     MountStates,
     RewindProgress,
+    ShardHeld,
+    ShardMark,
     WorkerMount,
     WorkerRewind,
 )
 from dpac_engine.control.worker_client import WorkerClient
 from dpac_engine.control.worker_rpc import METHODS, rpc_app
+from dpac_engine.core.shared_mark import Held, Order
 
 UID = "1" * 32
+SHARD = f"{UID}.1"
+SHARD_HELD = ShardHeld(token="t", sequence=7, void_from=6, stamp_ns=9, news=False)
+ORDER = Order(8, 10, (7, 8), False)
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 STATUS = GroupStatus(
     data_state=DataState.BACKLOG,
@@ -108,6 +114,20 @@ class RecordingWorker:
         await self._called("change_hold", group_uid, change)
         return HELD
 
+    async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
+        await self._called("hold_writes", key, seconds_max)
+        return SHARD_HELD
+
+    async def mark_held(self, request: ShardMark) -> Checkpoint:
+        await self._called("mark_held", request)
+        return CHECKPOINT
+
+    async def release_writes(self, key: str, token: str) -> None:
+        await self._called("release_writes", key, token)
+
+    async def secure(self, key: str) -> None:
+        await self._called("secure", key)
+
     async def mount(self, request: WorkerMount) -> Mount:
         await self._called("mount", request)
         return MOUNT
@@ -155,6 +175,11 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
         assert await client.rewind_progress(UID, "op-1") == REWOUND
         await client.release(UID, "op-1")
         assert await client.mount_states() == MOUNTS
+        assert await client.hold_writes(SHARD, 0.5) == SHARD_HELD
+        assert SHARD_HELD.as_held() == Held("t", 7, 6, 9, False)
+        assert await client.mark_held(ShardMark.of(SHARD, "t", ORDER, "a")) == CHECKPOINT
+        await client.release_writes(SHARD, "t")
+        await client.secure(SHARD)
         assert worker.calls == [
             ("apply", UID),
             ("drop", UID),
@@ -169,7 +194,12 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
             ("rewind_progress", UID, "op-1"),
             ("release", UID, "op-1"),
             ("mount_states",),
+            ("hold_writes", SHARD, 0.5),
+            ("mark_held", ShardMark.of(SHARD, "t", ORDER, "a")),
+            ("release_writes", SHARD, "t"),
+            ("secure", SHARD),
         ]
+        assert worker.calls[-3][1].order() == ORDER
         assert {call[0] for call in worker.calls} == set(METHODS)
 
     served(tmp_path, test)

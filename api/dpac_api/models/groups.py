@@ -50,6 +50,10 @@ class DirectorySpec(Model):
 MemberSpec = Annotated[VolumeSpec | DirectorySpec, Field(discriminator="kind")]
 
 
+SHARDS_MAX = 16
+"""More would hold the writers of all for longer than any of them gains."""
+
+
 class JournalSpec(Model):
     """How far back every second can be recovered, and how much space that may take at each target."""
 
@@ -62,6 +66,20 @@ class JournalSpec(Model):
     spool_max: Annotated[Size, at_least("128MiB")] = Field(
         default=Size("1GiB"), description="The most the spool on the backend's host may take while targets lag."
     )
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=SHARDS_MAX,
+        description="By how many workers the group is served at once, fixed at its creation; each keeps a journal of its own. "
+        "Checkpoints of several are `barrier`: once a second the volumes hold new writes for some milliseconds.",
+    )
+
+    @model_validator(mode="after")
+    def _room_for_each_shard(self) -> JournalSpec:
+        for name, least in (("size_max", 64 * 2**20), ("spool_max", 128 * 2**20)):
+            if getattr(self, name).bytes < self.shards * least:
+                raise ValueError(f"{name} must be at least {least // 2**20} MiB for each of the {self.shards} shards")
+        return self
 
 
 class GroupSpec(Model):

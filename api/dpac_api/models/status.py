@@ -79,6 +79,24 @@ class WaitHistogram(Model):
     buckets: dict[str, int] = Field(description="Upper bound in seconds -> how many waited at most so long.")
 
 
+class ShardStatus(Model):
+    """One shard of a group that has several."""
+
+    shard: int
+    worker: int
+    members: list[str]
+    checkpoint_sequence: int = Field(description="Of its newest mark; a checkpoint is one that every shard has.")
+    hold_wait: WaitHistogram = Field(
+        description="How long its writers were held for checkpoints since its worker started."
+    )
+    holds_expired: int = Field(description="Holds that ended by their bound, without a mark.")
+    checkpoints_skipped: int = Field(
+        default=0,
+        description="Of the first shard, which coordinates: how many were not taken since its worker started.",
+    )
+    skip_reason: str = Field(default="", description="Why the last one was not taken; empty: it was.")
+
+
 class LegStatus(Model):
     """A leg as its shipper sees it."""
 
@@ -134,4 +152,5 @@ class GroupStatus(Model):
     legs: dict[str, LegStatus]
     conditions: list[Condition] = []
     flush_wait: WaitHistogram | None = None
+    shards: list[ShardStatus] = Field(default=[], description="Of a group that has several.")
     observed_generation: int = Field(description="The generation of the spec that this status reflects.")

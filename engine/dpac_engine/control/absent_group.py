@@ -18,6 +18,7 @@ def status(assignment: WorkerAssignment, failure: DpacError | None, since_ns: in
             message="" if failure is None else failure.message,
         )
         for name, spec in assignment.spec.members.items()
+        if name in assignment.own_members
     }
     conditions = []
     if failure is not None:

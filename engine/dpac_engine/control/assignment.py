@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from dpac_api.models import GroupSpec, Model, Name, Owner, TargetSpec, Uid
+from pydantic import Field
+
+from dpac_api.models import GroupSpec, JournalSpec, Model, Name, Owner, TargetSpec, Uid
+from dpac_api.quantities import Size
+
+ShardKey = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.[1-9][0-9]*)?$")]
+"""The group's uid; behind it, for shard N but the first, `.N`."""
+
+
+def shard_key(group_uid: str, shard: int) -> str:
+    """The key of a group's shard."""
+    return f"{group_uid}.{shard}" if shard else group_uid
+
+
+def group_of(key: str) -> tuple[str, int]:
+    """(group uid, shard) of a shard's key."""
+    uid, _, shard = key.partition(".")
+    return uid, int(shard or 0)
 
 
 class MemberAssignment(Model):
-    """A member's identity: `ordinal` (in records, never used twice in a group) and `uid`."""
+    """A member's identity: `ordinal` (in records, never used twice in a group) and `uid`; and its shard, for life."""
 
     ordinal: int
     uid: Uid
+    shard: int = 0
 
 
 class RemovedMember(Model):
@@ -49,9 +67,10 @@ class CatalogueRecord(Model):
 
 
 class WorkerAssignment(Model):
-    """A group as one worker shall serve it."""
+    """A group, or one of its shards, as one worker shall serve it."""
 
     group_uid: Uid
+    shard: int = 0
     name: Name
     tenant: str = "default"
     site_uid: Uid
@@ -67,6 +86,30 @@ class WorkerAssignment(Model):
     targets: dict[Name, TargetSpec]
     record: CatalogueRecord | None = None
     """None in one that an earlier version wrote; control replaces it when it starts."""
+
+    @property
+    def shards(self) -> int:
+        """How many shards the group has."""
+        return self.spec.journal.shards
+
+    @property
+    def key(self) -> str:
+        """The shard's key: where it lies on this host, and how workers and targets know it."""
+        return shard_key(self.group_uid, self.shard)
+
+    @property
+    def own_members(self) -> dict[Name, MemberAssignment]:
+        """The members of this shard."""
+        return {name: member for name, member in self.members.items() if member.shard == self.shard}
+
+    @property
+    def journal(self) -> JournalSpec:
+        """The group's journal as this shard may fill it: each gets an equal part of the limits."""
+        journal, shards = self.spec.journal, self.shards
+        if shards == 1:
+            return journal
+        limits = {name: Size.of_bytes(getattr(journal, name).bytes // shards) for name in ("size_max", "spool_max")}
+        return journal.model_copy(update=limits)
 
     def identity(self) -> dict[str, object]:
         """Everything but name, site, generation and spec, which a repository's spec object has fields of its own for."""

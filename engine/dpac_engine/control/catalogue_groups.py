@@ -42,6 +42,7 @@ from dpac_engine.control.catalogue_targets import (
 from dpac_engine.control.host_checks import check_member, check_overlaps, has_other_names, real_path
 from dpac_engine.control.member_identity import Identity, assign
 from dpac_engine.control.ownership import settle
+from dpac_engine.control.sharding import check_none_empty, check_shards, next_shard, shard_uid_of
 from dpac_engine.core.immutability import locked_for_ns
 
 OnDestroy = Literal["retain", "expire", "purge"]
@@ -102,6 +103,7 @@ def member_names(row: GroupRow) -> dict[int, str]:
 def wire(row: GroupRow, host: Host) -> Group:
     """The group as REST tells it."""
     spec = GroupSpec.model_validate(row.spec)
+    shards = {member.name: member.shard for member in row.members if not member.removed}
     return Group(
         name=row.name,
         uid=row.uid,
@@ -119,22 +121,25 @@ def wire(row: GroupRow, host: Host) -> Group:
             name: MemberOutputs(
                 kind=member.kind,
                 path=member.path,
-                nbd_uri=host.nbd_uri(row.name, name, row.worker) if member.kind == "volume" else "",
+                nbd_uri=host.nbd_uri(row.name, name, row.worker + shards.get(name, 0))
+                if member.kind == "volume"
+                else "",
             )
             for name, member in spec.members.items()
         },
     )
 
 
-def assignment(session: Session, row: GroupRow, host: Host) -> WorkerAssignment:
-    """What the group's worker shall do."""
+def assignment(session: Session, row: GroupRow, host: Host, shard: int = 0) -> WorkerAssignment:
+    """What the worker of the group, or of one of its shards, shall do. Shards are served by workers that follow each other."""
     return WorkerAssignment(
         group_uid=row.uid,
+        shard=shard,
         name=row.name,
         tenant=row.tenant,
         site_uid=host.site.site_uid,
-        shard_uid=row.shard_uid,
-        worker=row.worker,
+        shard_uid=shard_uid_of(row.shard_uid, shard),
+        worker=row.worker + shard,
         generation=row.generation,
         epoch=row.epoch,
         membership_version=row.membership_version,
@@ -142,7 +147,7 @@ def assignment(session: Session, row: GroupRow, host: Host) -> WorkerAssignment:
         key_id=row.key_id,
         spec=GroupSpec.model_validate(row.spec),
         members={
-            member.name: MemberAssignment(ordinal=member.ordinal, uid=member.uid)
+            member.name: MemberAssignment(ordinal=member.ordinal, uid=member.uid, shard=member.shard)
             for member in row.members
             if not member.removed
         },
@@ -183,10 +188,12 @@ def put_group(session: Session, name: str, put: PutGroup, host: Host, now: datet
             f"group {name!r}", Owner.model_validate(row.owner) if row.owner else None, put.owner, adopt=put.adopt
         )
     before = GroupSpec.model_validate(row.spec) if row is not None and row.lifecycle == "active" else None
+    shards_before = GroupSpec.model_validate(row.spec) if row is not None and row.spec else None
+    check_shards(put.spec, shards_before, host.workers)
     if before != put.spec:
         _check_spec(session, name, put.spec, before, host)
     if row is None:
-        row = _new_row(session, name, host, now)
+        row = _new_row(session, name, host, now, put.spec.journal.shards)
         session.add(row)
     _declare(row, put.spec, owner)
     session.flush()
@@ -250,7 +257,7 @@ def _check_immutable_leg(session: Session, leg: str, wanted: LegSpec) -> None:
     )
 
 
-def _new_row(session: Session, name: str, host: Host, now: datetime) -> GroupRow:
+def _new_row(session: Session, name: str, host: Host, now: datetime, shards: int) -> GroupRow:
     return GroupRow(
         uid=uuid4().hex,
         tenant=TENANT,
@@ -265,7 +272,7 @@ def _new_row(session: Session, name: str, host: Host, now: datetime) -> GroupRow
         membership_version=0,
         home_site=host.site.site_uid,
         active_site=host.site.site_uid,
-        worker=_emptiest_worker(session, host.workers),
+        worker=_emptiest_worker(session, host.workers - shards + 1),
         ordinal_next=1,  # 0 is the group itself
         targets_past=[],
         created=now,
@@ -302,6 +309,7 @@ def _declare_members(row: GroupRow, spec: GroupSpec) -> None:
     for member in row.members:
         member.removed = member.removed or member.ordinal in gone
     for new in membership.added:
+        taken = [member.shard for member in row.members if not member.removed]
         row.members.append(
             MemberRow(
                 ordinal=new.ordinal,
@@ -311,8 +319,10 @@ def _declare_members(row: GroupRow, spec: GroupSpec) -> None:
                 path=new.path,
                 path_real=real_path(new.path),
                 removed=False,
+                shard=next_shard(taken, spec.journal.shards),
             )
         )
+    check_none_empty(row.name, {member.shard for member in row.members if not member.removed}, spec.journal.shards)
     row.ordinal_next += len(membership.added)
     row.membership_version += membership.changed
 

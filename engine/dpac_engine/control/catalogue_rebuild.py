@@ -97,7 +97,8 @@ def _from_assignments(site: Site, notes: list[str]) -> dict[str, WorkerAssignmen
         except (OSError, ValidationError):
             notes.append(f"{path} cannot be read; the group is looked for at the targets.")
             continue
-        found[told.group_uid] = told
+        if told.shard == 0:  # the others say the same
+            found[told.group_uid] = told
     return found
 
 
@@ -221,6 +222,7 @@ def _member_rows(told: WorkerAssignment, record: CatalogueRecord) -> Iterator[Me
             path=spec.path,
             path_real=real_path(spec.path),
             removed=False,
+            shard=identity.shard,
         )
 
 

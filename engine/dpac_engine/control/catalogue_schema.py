@@ -100,6 +100,7 @@ class MemberRow(Base):
     path: Mapped[str]
     path_real: Mapped[str] = mapped_column(index=True)
     removed: Mapped[bool]
+    shard: Mapped[int] = mapped_column(default=0, server_default="0")  # for life
 
 
 class OperationRow(Base):

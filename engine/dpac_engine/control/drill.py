@@ -97,6 +97,7 @@ class Drill:
             return "the checkpoint holds no member"
         request = WorkerMount(
             mount_id=self._mount_id,
+            shards=len(self._cast.group.shards),
             group_uid=self._cast.group.uid,
             target=self._target,
             checkpoint=self._mark.id,

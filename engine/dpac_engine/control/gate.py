@@ -5,16 +5,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from dpac_api.models import WaitHistogram
+from dpac_engine.control.waits import Waits
 from dpac_engine.io.spool import Spool
 
 Done = Callable[[OSError | None], None]
-
-_BOUNDS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Pledge(Protocol):
@@ -51,8 +49,7 @@ class Gate:
         self.journal_broken = False
         """What is written now goes to no target until the journal begins anew and all is copied again."""
         self._ticket = itertools.count()
-        self._counts = [0] * (len(_BOUNDS_SECONDS) + 1)
-        self._sum_seconds = 0.0
+        self._waits = Waits()
 
     def when_committed(self, lsn: int, done: Done) -> None:
         """Call `done(None)` once everything before `lsn` may be acknowledged, or with the error that broke the journal.
@@ -62,7 +59,7 @@ class Gate:
         began = time.monotonic()
 
         def settle(error: OSError | None) -> None:
-            self._note(time.monotonic() - began)
+            self._waits.add(time.monotonic() - began)
             done(error)
 
         def locally(error: OSError | None) -> None:
@@ -115,16 +112,7 @@ class Gate:
     def _passes(self, lsn: int) -> bool:
         return all(not pledge.gating or pledge.confirmed_lsn >= lsn for pledge in self._pledges.values())
 
-    def _note(self, seconds: float) -> None:
-        self._counts[bisect_left(_BOUNDS_SECONDS, seconds)] += 1
-        self._sum_seconds += seconds
-
     @property
     def waits(self) -> WaitHistogram:
         """How long `when_committed` took."""
-        totals = list(itertools.accumulate(self._counts))
-        return WaitHistogram(
-            count=totals[-1],
-            sum_seconds=self._sum_seconds,
-            buckets={f"{bound:g}": total for bound, total in zip(_BOUNDS_SECONDS, totals, strict=False)},
-        )
+        return self._waits.histogram()

@@ -7,15 +7,13 @@ import contextlib
 import logging
 import shutil
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from dpac_api.errors import DpacError, Invalid, Unrecoverable
+from dpac_api.errors import DpacError, Invalid, Unreachable, Unrecoverable
 from dpac_api.models import (
     Checkpoint,
     CheckpointRequest,
@@ -29,10 +27,13 @@ from dpac_api.models import (
 from dpac_engine.control import group_state, group_status, journal_damage
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.clock_watch import ClockWatch
+from dpac_engine.control.coordinator import Coordinator, ShardWorker
 from dpac_engine.control.gate import Gate
 from dpac_engine.control.group_state import GroupState, LegMemory
 from dpac_engine.control.group_view import MemberInfo, UnseenChanges
+from dpac_engine.control.holding import Holding
 from dpac_engine.control.journal_return import JournalReturn
+from dpac_engine.control.marking import Marking
 from dpac_engine.control.member import DirectoryFactory, Member
 from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.shipper import Compactor, Shipper
@@ -40,7 +41,7 @@ from dpac_engine.control.spool_quota import SpoolQuota
 from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.control.tracking import Tracking
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome
-from dpac_engine.core.checkpoints import CutBody, Mark, MarkBody, decode_mark
+from dpac_engine.core.checkpoints import CutBody, Mark, decode_mark
 from dpac_engine.core.ports import Clock, TailStore
 from dpac_engine.core.records import Flags, Header, Kind
 from dpac_engine.core.stamps import Stamps
@@ -49,17 +50,18 @@ from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
 from dpac_engine.io.overlay_blocks import boot_id
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, SpecObject
-from dpac_engine.io.spool import Entry, Identity, Spool
+from dpac_engine.io.spool import Identity, Spool
 
 log = logging.getLogger(__name__)
 
-MARK_SECONDS = 1.0
 ATTACH_RETRY_SECONDS = 5.0
 STORE_SECONDS = 10.0
 STORE_BYTES = 2**20
 """State is stored once so much time has passed, or so much journal, since: an idle group leaves its disk alone."""
-IDLE_DURABLE_SECONDS = 60.0
-"""Marks of a group that does not change are made durable so seldom."""
+
+
+def _no_peers(worker: int) -> ShardWorker:
+    raise Unreachable(f"Worker {worker} is not to be reached from here.")
 
 
 class GroupDeps(NamedTuple):
@@ -72,16 +74,10 @@ class GroupDeps(NamedTuple):
     directory: DirectoryFactory
     open_tails: Callable[[WorkerAssignment, TargetSpec], TailStore]
     open_reader: Callable[[str, TargetSpec], RepositoryReader]
+    peers: Callable[[int], ShardWorker] = _no_peers
+    """The worker of an index: a group of several shards is served by several."""
     traffic: Callable[[str, TargetSpec], TargetTraffic | None] = lambda _group_uid, _target: None
     """What this process asked of a group's part of a target."""
-
-
-@dataclass
-class _Change:
-    """Changes between two marks: everything before `end_lsn`, none older than `stamp`."""
-
-    end_lsn: int
-    stamp: int
 
 
 class Group:
@@ -103,13 +99,13 @@ class Group:
         self.tracking = Tracking(folder / "dirty")
         self._return = JournalReturn(self)
         self._since: dict[str, datetime] = {}
-        self._changes: deque[_Change] = deque()
-        self._marked_lsn = 0
+        self.marking = Marking(self)
         self._opened_lsn = 0
-        self._changed_since_ns = 0
-        self._idle_durable_at = self._stored_at = 0.0
+        self._stored_at = 0.0
         self._told = b""
         self._tasks: list[asyncio.Task[None]] = []
+        self.holding = Holding(self)
+        self.coordinator = Coordinator(self, deps.peers) if assignment.shards > 1 and not assignment.shard else None
         self.rewinds = Rewinds(self, deps.open_reader)
         self.applying = asyncio.Lock()
         self._storing = threading.Lock()
@@ -164,7 +160,7 @@ class Group:
     def traffic(self, target: str) -> TargetTraffic | None:
         """What this process asked of the group's part of a target."""
         spec = self.assignment.targets.get(target)
-        return None if spec is None else self._deps.traffic(self.assignment.group_uid, spec)
+        return None if spec is None else self._deps.traffic(self.assignment.key, spec)
 
     def spec_object(self) -> SpecObject:
         """The declaration, for the repository."""
@@ -186,10 +182,7 @@ class Group:
 
     def oldest_change_ns(self, since_lsn: int) -> int | None:
         """See `group_view.GroupView.oldest_change_ns`."""
-        for change in self._changes:
-            if change.end_lsn > since_lsn:
-                return change.stamp
-        return self._changed_since_ns if self.spool.head_lsn > max(self._marked_lsn, since_lsn) else None
+        return self.marking.oldest_change_ns(since_lsn)
 
     def stamp(self) -> int:
         """Hybrid time."""
@@ -220,11 +213,13 @@ class Group:
         for member in self.members.values():
             await member.attach()
         self.mark()
-        self._nudge_legs()  # they looked when nothing was attached yet
+        self.nudge_legs()  # they looked when nothing was attached yet
         self._tasks = [
-            asyncio.create_task(self._mark_forever(), name="mark"),
+            asyncio.create_task(self.marking.run(), name="mark"),
             asyncio.create_task(self._maintain_forever(), name="maintain"),
         ]
+        if self.coordinator is not None:
+            self._tasks.append(asyncio.create_task(self.coordinator.run(), name="coordinate"))
 
     def _recover(self) -> list[tuple[Header, memoryview]]:
         """Read state and spool; returns the records that members may not have applied. Blocks."""
@@ -247,14 +242,15 @@ class Group:
         for header, payload in whole:
             if header.kind == Kind.MARK:
                 mark = decode_mark(header.epoch, header.lsn, header.stamp, payload)
-                self.state.sequence = max(self.state.sequence, mark.sequence)
+                if mark.sequence > self.state.sequence:
+                    self.state.sequence, self.state.void_from = mark.sequence, mark.body.void_from
         self._stamps = Stamps(max([self.state.stamp, *(header.stamp for header, _ in whole)]))
         self.clock_watch = ClockWatch(self._deps.clock, self._stamps)
         self.state.incarnation, self.state.boot_id = self.state.incarnation + 1, boot
         if damage is not None:
             self.journal_damage, records = damage.message, []
             specs = self.assignment.spec.members
-            volumes = [each.uid for name, each in self.assignment.members.items() if specs[name].kind == "volume"]
+            volumes = [each.uid for name, each in self.assignment.own_members.items() if specs[name].kind == "volume"]
             head = journal_damage.begin_anew(damage, self.folder, self.state, volumes, whole)
         for name, leg in self.state.legs.items():
             if leg.tracked:
@@ -268,14 +264,14 @@ class Group:
             released,
             self._loop.call_soon_threadsafe,
             self.stamp,
-            self._journal_failed,
+            self.journal_failed,
         )
         self.spool.turned = self.quota.turned
         self.gate = Gate(self.spool, self.sync_legs)
-        self._opened_lsn = self._marked_lsn = head
-        self._changed_since_ns = self.stamp()
+        self._opened_lsn = head
+        self.marking.began(head)
         if records:
-            self._changes.append(_Change(head, records[0][0].stamp))
+            self.marking.found(head, records[0][0].stamp)
         self._set_members()
         return records
 
@@ -319,24 +315,24 @@ class Group:
                     leg.reopen()  # the same place, reached in another way: other credentials, another proxy
             self._set_legs()
             self.mark()
-            self._nudge_legs()
+            self.nudge_legs()
 
     # ------------------------------------------------------------------ members and legs
 
     def _set_members(self) -> None:
-        for name, identity in self.assignment.members.items():
+        for name, identity in self.assignment.own_members.items():
             spec = self.assignment.spec.members[name]
             if identity.ordinal in self.members:
                 self.members[identity.ordinal].respecify(name, spec)
                 continue
             self.members[identity.ordinal] = Member(
                 name, identity, spec, self.state, self.folder / "members" / identity.uid, self.spool, self._deps.executor,
-                self._deps.directory, self.assignment.spec.journal.spool_max.bytes // 4, self._remember, self.gate, self.tracking.note,
-                self._nudge_legs,
+                self._deps.directory, self.assignment.journal.spool_max.bytes // 4, self._remember, self.gate, self.tracking.note,
+                self.nudge_legs,
             )  # fmt: skip
 
     async def _drop_members(self) -> None:
-        kept = {identity.ordinal for identity in self.assignment.members.values()}
+        kept = {identity.ordinal for identity in self.assignment.own_members.values()}
         for ordinal in [ordinal for ordinal in self.members if ordinal not in kept]:
             await self.members.pop(ordinal).detach()
             if not self.state.members[ordinal].content:
@@ -386,7 +382,8 @@ class Group:
 
         return open_writer
 
-    def _nudge_legs(self) -> None:
+    def nudge_legs(self) -> None:
+        """Have every leg look whether something is due."""
         for leg in self.legs.values():
             leg.nudge()
 
@@ -408,52 +405,13 @@ class Group:
     def mark(
         self, *, tags: tuple[str, ...] = (), app: bool = False, cuts: Mapping[int, CutBody] | None = None
     ) -> Mark | None:
-        """Append a checkpoint; None while the journal cannot take one (`journal_error`)."""
-        if self.journal_error:
-            return None
-        now_cuts = {ordinal: member.cut() for ordinal, member in self.members.items()} | dict(cuts or {})
-        body = MarkBody(
-            sequence=self.state.sequence + 1,
-            membership_version=self.membership_version,
-            cuts={str(ordinal): cut for ordinal, cut in now_cuts.items() if cut is not None},
-            app=app,
-            tags=list(tags),
-            epoch=self.epochs[-1][0],
-        )
-        changed = self.spool.head_lsn > self._marked_lsn
-        if changed:
-            self._changes.append(_Change(self.spool.head_lsn, self._changed_since_ns))
-        stamp = self.stamp()
-        try:
-            (lsn,) = self.spool.append([Entry(Kind.MARK, 0, 0, 0, 0, body.encode())])
-        except OSError as error:
-            self._journal_failed(error)
-            return None
-        self.state.sequence += 1
-        self._marked_lsn = self.spool.head_lsn
-        self._changed_since_ns = stamp
-        wanted = tags or app or any(leg.awaits_mark for leg in self.legs.values())
-        if changed or wanted or self._loop.time() >= self._idle_durable_at:
-            self._idle_durable_at = self._loop.time() + IDLE_DURABLE_SECONDS
-            self.spool.when_durable(self.spool.head_lsn, lambda _: None)
-        return Mark(self.epochs[-1][0], lsn, stamp, body)
-
-    async def _mark_forever(self) -> None:
-        next_at = self._loop.time()
-        while True:
-            next_at = max(next_at + MARK_SECONDS, self._loop.time())
-            await asyncio.sleep(next_at - self._loop.time())
-            try:
-                self.mark()
-                self.clock_watch.look()
-            except Exception:
-                log.exception("group %s could not be marked", self.assignment.name)
-            for sync in self.sync_legs.values():
-                sync.nudge()
-            self._nudge_legs()
+        """See `Marking.mark`."""
+        return self.marking.mark(tags=tags, app=app, cuts=cuts)
 
     async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """See `runtime.Runtime.checkpoint`."""
+        if self.coordinator is not None and not request.app:
+            return await self.coordinator.checkpoint(request.tag or "")
         cuts: dict[int, CutBody] = {}
         quiesced = [member for member in self.members.values() if request.app and member.has_blueprint]
         if request.app and not quiesced:
@@ -470,10 +428,14 @@ class Group:
                 member.release()
         if mark is None:
             raise DpacError(f"No checkpoint can be taken: {self.journal_error}")
+        await self.secure()
+        return group_status.checkpoint_of(mark, self.shard_uid, self.member_names())
+
+    async def secure(self) -> None:
+        """See `runtime.Runtime.secure`."""
         await self._wait_durable()
         for leg in self.legs.values():
-            leg.hurry()  # somebody asked for this one: it does not wait for the legs' cadence
-        return group_status.checkpoint_of(mark, self.shard_uid, self._names())
+            leg.hurry()  # somebody asked for a checkpoint: it does not wait for the legs' cadence
 
     async def _wait_durable(self) -> None:
         done: asyncio.Future[None] = self._loop.create_future()
@@ -489,13 +451,13 @@ class Group:
         self.spool.when_durable(self.spool.head_lsn, settle)
         await done
 
-    def _names(self) -> dict[int, str]:
+    def member_names(self) -> dict[int, str]:
+        """Ordinal -> name."""
         return {ordinal: member.name for ordinal, member in self.members.items()}
 
     async def mark_changes(self, *, always: bool = False) -> None:
         """See `group_view.GroupView.mark_changes`."""
-        if always or self.spool.head_lsn > self._marked_lsn:
-            self.mark()
+        await self.marking.mark_changes(always=always)
         with contextlib.suppress(DpacError):
             await self._wait_durable()
 
@@ -570,8 +532,7 @@ class Group:
         self.store_error = ""
         sending = [lsn for leg in self.sync_legs.values() if (lsn := leg.holds_lsn) is not None]
         keep = min([self.state.scan_lsn, *cursors, *sending])
-        while self._changes and self._changes[0].end_lsn <= keep:
-            self._changes.popleft()
+        self.marking.forget(keep)
         self.spool.release(keep)
 
     def _cursors(self) -> list[int]:
@@ -592,9 +553,8 @@ class Group:
 
     def began_anew(self, head_lsn: int) -> None:
         """The journal begins anew at `head_lsn` (`journal_return.py`)."""
-        self._opened_lsn = self._marked_lsn = head_lsn
-        self._changed_since_ns = self.stamp()
-        self._changes.clear()
+        self._opened_lsn = head_lsn
+        self.marking.began(head_lsn)
         self.gate.journal_broken = False
         for leg in self.sync_legs.values():
             leg.journal_broken = False
@@ -610,7 +570,7 @@ class Group:
         except OSError as error:
             log.error("group %s cannot store its state: %s", self.assignment.name, error)
 
-    def _journal_failed(self, error: OSError) -> None:
+    def journal_failed(self, error: OSError) -> None:
         """The law: the application goes on, without checkpoints, visibly."""
         if self.journal_error:
             return

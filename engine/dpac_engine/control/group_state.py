@@ -60,6 +60,8 @@ class GroupState(msgspec.Struct):
 
     incarnation: int = 0
     sequence: int = 0
+    void_from: int = 0
+    """See `shared_mark.Held.void_from`."""
     scan_lsn: int = 0
     """Everything before it is in the volumes' files and the directories' indexes, durably."""
     durable_lsn: int = 0
@@ -94,4 +96,6 @@ def encode(state: GroupState) -> bytes:
 def told(state: GroupState) -> bytes:
     """The state but for what moves all the time and may be stored late: LSNs that only save work, and stamps."""
     legs = {name: msgspec.structs.replace(leg, cursor=0) for name, leg in state.legs.items()}
-    return encode(msgspec.structs.replace(state, scan_lsn=0, durable_lsn=0, stamp=0, sequence=0, legs=legs))
+    return encode(
+        msgspec.structs.replace(state, scan_lsn=0, durable_lsn=0, stamp=0, sequence=0, void_from=0, legs=legs)
+    )

@@ -15,6 +15,7 @@ from dpac_api.models import (
     GroupStatus,
     JournalSpec,
     LegStatus,
+    ShardStatus,
     SlaState,
     TargetTraffic,
 )
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from dpac_engine.control.group import Group
     from dpac_engine.control.member import Member
 
-_WORST = (
+WORST = (
     DataState.CONTINUOUS,
     DataState.BACKLOG,
     DataState.INITIAL_SYNC,
@@ -101,7 +102,7 @@ def of(group: Group) -> GroupStatus:
     return GroupStatus(
         data_state=DataState.STALLED
         if group.journal_error
-        else max((leg.data_state for leg in legs.values()), key=_WORST.index, default=DataState.CONTINUOUS),
+        else max((leg.data_state for leg in legs.values()), key=WORST.index, default=DataState.CONTINUOUS),
         sla_state=SlaState.RPO_NOT_MET
         if late or group.journal_error
         else SlaState.HISTORY_NOT_MET
@@ -117,7 +118,22 @@ def of(group: Group) -> GroupStatus:
         legs=legs,
         conditions=list(_conditions(group)),
         flush_wait=group.gate.waits,
+        shards=[_shard(group)] if group.assignment.shards > 1 else [],
         observed_generation=group.assignment.generation,
+    )
+
+
+def _shard(group: Group) -> ShardStatus:
+    coordinator = group.coordinator
+    return ShardStatus(
+        shard=group.assignment.shard,
+        worker=group.assignment.worker,
+        members=sorted(group.assignment.own_members),
+        checkpoint_sequence=group.state.sequence,
+        hold_wait=group.holding.waits.histogram(),
+        holds_expired=group.holding.expired,
+        checkpoints_skipped=coordinator.skipped if coordinator else 0,
+        skip_reason=coordinator.reason if coordinator else "",
     )
 
 
@@ -126,7 +142,7 @@ def _shortfall(group: Group, leg: Shipper) -> Shortfall | None:
     state, now_ns = leg.repository, group.aging_ns()
     if state is None or now_ns is None:
         return None
-    return retention.shortfall(state.segments.values(), group.assignment.spec.journal, now_ns)
+    return retention.shortfall(state.segments.values(), group.assignment.journal, now_ns)
 
 
 def _history_told(leg: Shipper, journal: JournalSpec, found: Shortfall) -> str:
@@ -245,9 +261,16 @@ def _conditions(group: Group) -> Iterator[Condition]:
         yield condition(
             "SpoolFull",
             "group",
-            f"The spool has reached its limit ({group.assignment.spec.journal.spool_max}): clients are slowed to what the "
+            f"The spool has reached its limit ({group.assignment.journal.spool_max}): clients are slowed to what the "
             "volumes' files take. Use a faster disk for them, or raise `spool_max`.",
             "warning",
+        )
+    if group.coordinator is not None and group.coordinator.skipping:
+        yield condition(
+            "CheckpointsSkipped",
+            "group",
+            f"No checkpoint is taken: {group.coordinator.reason.rstrip('.')}. Writes go on and are shipped; what came since the last "
+            "checkpoint is recoverable with the next one. It passes by itself once every shard answers.",
         )
     if group.clock_watch.message:
         yield condition("ClockStepped", "group", group.clock_watch.message, "warning")
@@ -302,7 +325,7 @@ def _conditions(group: Group) -> Iterator[Condition]:
                 "back from a sound copy of the target is taken up again within minutes.",
             )
         if (found := _shortfall(group, leg)) is not None:
-            told = _history_told(leg, group.assignment.spec.journal, found)
+            told = _history_told(leg, group.assignment.journal, found)
             yield condition("HistoryNotMet", f"leg/{leg.name}", told, "warning")
         if behind := _lock_lag_seconds(leg, now):
             yield condition(

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dpac_api.models import DataState, GroupStatus, SiteInfo, SlaState, TargetUsage
+from dpac_api.models import DataState, GroupStatus, SiteInfo, SlaState, TargetUsage, WaitHistogram
 
 Counts = Mapping[tuple[str, str], int]
 """(operation kind, phase) -> how many are journalled."""
@@ -87,6 +87,27 @@ class _Snapshot(Collector):
             for type_, subject, severity in {(c.type, c.subject, c.severity) for c in status.conditions}:
                 conditions.add_metric([name, type_, subject, severity], 1)
         yield from (states, slas, conditions)
+        yield from self._of_shards()
+
+    def _of_shards(self) -> Iterator[Metric]:
+        labels = ["group", "shard"]
+        holds = HistogramMetricFamily(
+            "dpac_shard_hold_seconds", "How long a shard's writers were held for checkpoints.", labels=labels
+        )
+        expired = CounterMetricFamily(
+            "dpac_shard_holds_expired", "Holds that ended by their bound, without a mark.", labels=labels
+        )
+        skipped = CounterMetricFamily(
+            "dpac_group_checkpoints_skipped", "Checkpoints over several shards that were not taken.", labels=["group"]
+        )
+        for name, status in self._statuses.items():
+            for shard in status.shards:
+                values = [name, str(shard.shard)]
+                holds.add_metric(values, _buckets(shard.hold_wait), shard.hold_wait.sum_seconds)
+                expired.add_metric(values, shard.holds_expired)
+            if status.shards:
+                skipped.add_metric([name], sum(shard.checkpoints_skipped for shard in status.shards))
+        yield from (holds, expired, skipped)
 
     def _of_legs(self) -> Iterator[Metric]:
         labels = ["group", "leg", "target"]
@@ -148,11 +169,7 @@ class _Snapshot(Collector):
                     in_sync.add_metric([group, name, leg.target], float(leg.in_sync))
                     falls.add_metric([group, name, leg.target], leg.sync.falls)
             if (wait := status.flush_wait) is not None:
-                buckets = [
-                    *((bound, float(count)) for bound, count in wait.buckets.items()),
-                    ("+Inf", float(wait.count)),
-                ]
-                waits.add_metric([group], buckets, wait.sum_seconds)
+                waits.add_metric([group], _buckets(wait), wait.sum_seconds)
         yield from (in_sync, falls, waits)
 
     def _of_targets(self) -> Iterator[Metric]:
@@ -176,6 +193,10 @@ class _Snapshot(Collector):
             if usage.monthly_cost is not None:
                 cost.add_metric([usage.target, usage.monthly_cost.currency], usage.monthly_cost.total)
         yield from (requests, failed, sent, received, cost)
+
+
+def _buckets(wait: WaitHistogram) -> list[tuple[str, float]]:
+    return [*((bound, float(count)) for bound, count in wait.buckets.items()), ("+Inf", float(wait.count))]
 
 
 def _gauge(name: str, meaning: str, label: str, samples: Iterable[tuple[str, float]]) -> Metric:

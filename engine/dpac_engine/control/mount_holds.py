@@ -20,6 +20,8 @@ class Hold(msgspec.Struct, frozen=True):
     lsn: int
     segments: list[SegmentRef]
     members: dict[int, MemberState]
+    others: list[Hold] = []
+    """The same of the other shards, if the group has several; `group_uid` is the shard's key then."""
 
 
 def hold(folder: Path, held: Hold) -> None:
@@ -43,7 +45,8 @@ def read_hold(folder: Path) -> Hold | None:
         raise Corruption(f"{path} cannot be read ({error}). Unmount {folder.name}.") from error
 
 
-def held_segments(mounts: Path, group_uid: str) -> frozenset[str]:
-    """Names of the segments that mounts of a group hold. Corruption if that cannot be told: then nothing may be deleted."""
+def held_segments(mounts: Path, key: str) -> frozenset[str]:
+    """Names of the segments that mounts of a group, or of one of its shards, hold. Corruption if that cannot be told: then nothing may be deleted."""
     held = (read_hold(path.parent) for path in mounts.glob(f"*/{_FILE}"))
-    return frozenset(ref.name for one in held if one and one.group_uid == group_uid for ref in one.segments)
+    shards = (shard for one in held if one for shard in (one, *one.others))
+    return frozenset(ref.name for shard in shards if shard.group_uid == key for ref in shard.segments)

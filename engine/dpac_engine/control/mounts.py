@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from dpac_api.errors import Conflict, DpacError, NotFound, Temporary
 from dpac_api.models import Model, Mount, TargetSpec
-from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.assignment import WorkerAssignment, shard_key
 from dpac_engine.control.moments import moment
 from dpac_engine.control.mount_holds import Hold, hold, let_go, read_hold
 from dpac_engine.control.tree_mounts import FuseUnavailable, TreeMounts
@@ -25,6 +26,7 @@ from dpac_engine.control.worker_api import MountState, MountStates, WorkerMount
 from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.image import Image
 from dpac_engine.core.manifest import MemberState
+from dpac_engine.core.sharded_image import ShardedImage
 from dpac_engine.io.files import make_folder, replace_file
 from dpac_engine.io.hydration import Hydration
 from dpac_engine.io.mounted_tree.local_copy import is_whole
@@ -72,9 +74,18 @@ class _Opening:
     request: WorkerMount
     target: TargetSpec
     lsn: int
-    image: Image
+    image: Image | ShardedImage
     first: bool = True
     note: str = ""
+
+
+class _Part(NamedTuple):
+    mark: Mark
+    image: Image
+    members: dict[int, MemberState]
+    hold: Hold
+    stored: bool
+    """All of it is in segments: what a tail tells is stored later, under other names."""
 
 
 class Mounts:
@@ -168,25 +179,35 @@ class Mounts:
 
     def _look_up(
         self, folder: Path, request: WorkerMount, target: TargetSpec, lsn: int = 0
-    ) -> tuple[Image, Mark, dict[int, MemberState]]:
+    ) -> tuple[Image | ShardedImage, Mark, dict[int, MemberState]]:
         """Find the checkpoint, and hold what it is made of."""
-        reader = self._open_reader(request.group_uid, target)
-        reader.refresh()
-        mark = reader.resolve(request.checkpoint)
-        mark = msgspec.structs.replace(mark, lsn=lsn or mark.lsn)
-        held = reader.members_at(mark)
-        members = {ordinal: member for ordinal, member in held.items() if member.name in request.members}
+        keys = [shard_key(request.group_uid, shard) for shard in range(request.shards)]
+        parts = [self._part(key, request, target, lsn if len(keys) == 1 else 0) for key in keys]
+        members = {ordinal: member for part in parts for ordinal, member in part.members.items()}
+        mark = parts[0].mark
         missing = set(request.members) - {member.name for member in members.values()}
         if missing:
             raise NotFound(
                 f"Checkpoint {mark.id} at {request.target} does not hold {', '.join(sorted(missing))}: "
                 "it was not protected yet then. Choose a later checkpoint or other members."
             )
-        refs = reader.refs_of(mark)
         make_folder(folder)
-        if all(reader.is_stored(ref) for ref in refs):  # what a tail tells is stored later, under other names
-            hold(folder, Hold(request.group_uid, mark.lsn, refs, members))
-        return reader.image_of(refs, mark.lsn), mark, members
+        if all(part.stored for part in parts):
+            first, *others = [part.hold for part in parts]
+            hold(folder, msgspec.structs.replace(first, others=others))
+        return _whole([(part.image, part.members) for part in parts]), mark, members
+
+    def _part(self, key: str, request: WorkerMount, target: TargetSpec, lsn: int) -> _Part:
+        """What one shard, or a group that has no other, holds of the checkpoint."""
+        reader = self._open_reader(key, target)
+        reader.refresh()
+        mark = reader.resolve(request.checkpoint)
+        mark = msgspec.structs.replace(mark, lsn=lsn or mark.lsn)
+        held = reader.members_at(mark)
+        members = {ordinal: member for ordinal, member in held.items() if member.name in request.members}
+        refs = reader.refs_of(mark)
+        stored = all(reader.is_stored(ref) for ref in refs)
+        return _Part(mark, reader.image_of(refs, mark.lsn), members, Hold(key, mark.lsn, refs, members), stored)
 
     async def _open_members(
         self, opening: _Opening, members: Mapping[int, MemberState]
@@ -340,12 +361,15 @@ class Mounts:
             self._serve(record, paths)
         return waiting
 
-    def _find_again(self, folder: Path, record: _MountFile) -> tuple[Image, Mapping[int, MemberState]]:
+    def _find_again(self, folder: Path, record: _MountFile) -> tuple[Image | ShardedImage, Mapping[int, MemberState]]:
         held = read_hold(folder)
         request = record.request
         if held is not None:
-            reader = self._open_reader(request.group_uid, record.target)
-            return reader.image_of(held.segments, held.lsn), held.members
+            shards = [held, *held.others]
+            readers = [self._open_reader(shard.group_uid, record.target) for shard in shards]
+            images = [reader.image_of(shard.segments, shard.lsn) for reader, shard in zip(readers, shards, strict=True)]
+            parts = [(image, shard.members) for image, shard in zip(images, shards, strict=True)]
+            return _whole(parts), {at: member for shard in shards for at, member in shard.members.items()}
         volumes = _exported(record)
         if all(_needs_nothing(folder, name, volume=name in volumes) for name in request.members):
             kinds = {name: "volume" if name in volumes else "directory" for name in request.members}
@@ -363,7 +387,14 @@ def _delete(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _under_overlay(image: Image, ordinal: int, place: Path) -> DeviceImage:
+def _whole(parts: Sequence[tuple[Image, Mapping[int, MemberState]]]) -> Image | ShardedImage:
+    """The group out of its shards' images."""
+    if len(parts) == 1:
+        return parts[0][0]
+    return ShardedImage({ordinal: image for image, members in parts for ordinal in members})
+
+
+def _under_overlay(image: Image | ShardedImage, ordinal: int, place: Path) -> DeviceImage:
     size_bytes = hydrated_size(place)
     return image.volume(ordinal) if size_bytes is None else Zeroes(size_bytes)
 

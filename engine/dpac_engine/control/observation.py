@@ -11,6 +11,7 @@ from dpac_api.escrow_keys import fingerprint
 from dpac_api.models import Condition, DataState, GroupStatus, LegStatus, MemberStatus, Role, SlaState
 from dpac_engine.control import known_damage
 from dpac_engine.control.recovery import Keyring
+from dpac_engine.control.sharded_status import joined
 from dpac_engine.control.timeline import GroupView
 from dpac_engine.control.worker_api import WorkerApi
 from dpac_engine.core.damage import Finding
@@ -26,11 +27,7 @@ async def observe(
 ) -> GroupStatus:
     """The worker's status with control's conditions; without the worker, what can be said without it."""
     try:
-        if group.worker >= len(workers):
-            raise Temporary(
-                f"Worker {group.worker} does not run; the backend has {len(workers)}. Start it with more --workers."
-            )
-        status = await workers[group.worker].status(group.uid)
+        status = await worker_status(group, workers)
     except (Temporary, NotFound) as cause:
         status = _unobserved(group, cause, now)
     conditions = [*status.conditions, *await asyncio.to_thread(_own_conditions, group, status, keyring, problem, now)]
@@ -42,6 +39,16 @@ async def observe(
         for name, leg in status.legs.items()
     }
     return status.model_copy(update={"conditions": conditions, "legs": legs})
+
+
+async def worker_status(group: GroupView, workers: Sequence[WorkerApi]) -> GroupStatus:
+    """What the group's workers say of it. Raises what the first of them that cannot be asked raised: all count."""
+    for _, worker in group.shards:
+        if worker >= len(workers):
+            raise Temporary(
+                f"Worker {worker} does not run; the backend has {len(workers)}. Start it with more --workers."
+            )
+    return joined(await asyncio.gather(*(workers[worker].status(key) for key, worker in group.shards)))
 
 
 def _damage_conditions(group: GroupView, damages: Mapping[str, Sequence[Finding]]) -> list[Condition]:
@@ -113,6 +120,12 @@ def _escrow_conditions(group: GroupView, status: GroupStatus, site_escrowed: boo
     return [*found, Condition(type="KeyNotEscrowed", subject="group", message=alone + remedy, since=group.created)]
 
 
+def _workers(group: GroupView) -> str:
+    if len(group.shards) == 1:
+        return f"Worker {group.worker} does"
+    return f"One of the workers {group.worker} to {group.worker + len(group.shards) - 1} does"
+
+
 def _unobserved(group: GroupView, cause: DpacError, now: datetime) -> GroupStatus:
     """Nothing is known while the worker is away, so nothing good is said."""
     starting = isinstance(cause, NotFound)
@@ -148,9 +161,9 @@ def _unobserved(group: GroupView, cause: DpacError, now: datetime) -> GroupStatu
             Condition(
                 type="WorkerStarting" if starting else "WorkerDown",
                 subject="group",
-                message=f"Worker {group.worker} does not serve the group yet."
+                message=f"{_workers(group)} not serve the group yet."
                 if starting
-                else f"Worker {group.worker} does not answer; the supervisor restarts it. {cause.message}",
+                else f"{_workers(group)} not answer; the supervisor restarts it. {cause.message}",
                 since=now,
                 severity="warning" if starting else "error",
             )

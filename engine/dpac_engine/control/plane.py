@@ -44,7 +44,7 @@ from dpac_engine.control.catalogue_schema import GroupRow, MountRow, OperationRo
 from dpac_engine.control.catalogue_targets import group_uids_at, list_targets, target_spec
 from dpac_engine.control.drill import Drill
 from dpac_engine.control.moments import moment, nanoseconds
-from dpac_engine.control.observation import observe, with_crashing
+from dpac_engine.control.observation import observe, with_crashing, worker_status
 from dpac_engine.control.operations import Operations, RunMaker, Stage
 from dpac_engine.control.reconciler import RETRY_SECONDS, Reconciler
 from dpac_engine.control.recovery import Keyring, Recovery, Signer
@@ -194,8 +194,10 @@ class Plane:
         damages = await asyncio.to_thread(self.timeline.present_damages, group) if group.damages else {}
         status = await observe(group, self._deps.workers, self._deps.keyring, problem, damages, self.now())
         status = self.space.told(group, status)
-        last_exit = self._deps.crashing().get(group.worker)
-        return status if last_exit is None else with_crashing(status, group.worker, last_exit, self.now())
+        for _, worker in group.shards:
+            if (last_exit := self._deps.crashing().get(worker)) is not None:
+                status = with_crashing(status, worker, last_exit, self.now())
+        return status
 
     async def settle(self, name: str) -> None:
         """Give the worker a moment to take up what was just declared."""
@@ -252,7 +254,7 @@ class Plane:
         group = await self.view(name)
         until_ns = self._until_ns(request.until, "until")
         _, mark, _ = await asyncio.to_thread(self.timeline.resolve, group, request.checkpoint, None)
-        change = self._held(mark.id, mark.lsn, until_ns, request.reason)
+        change = self._held(mark.id, [mark.lsn, *mark.other_lsns], until_ns, request.reason)
         if not await self._change_hold(group, change):
             raise Unrecoverable(f"The checkpoint {mark.id} went while it was to be held. Choose a newer one.")
         return await asyncio.to_thread(self.timeline.checkpoint, group, mark.id)
@@ -265,9 +267,16 @@ class Plane:
             raise Invalid(f"{name} ({until.astimezone(UTC).isoformat()}) is over already.", property_path=name)
         return until_ns
 
-    def _held(self, checkpoint: str, lsn: int, until_ns: int, reason: str) -> HoldChange:
-        now_ns = self._deps.clock.now_ns()
-        return HoldChange(checkpoint=checkpoint, held=True, lsn=lsn, since_ns=now_ns, until_ns=until_ns, reason=reason)
+    def _held(self, checkpoint: str, lsns: Sequence[int], until_ns: int, reason: str) -> HoldChange:
+        return HoldChange(
+            checkpoint=checkpoint,
+            held=True,
+            lsn=lsns[0],
+            other_lsns=tuple(lsns[1:]),
+            since_ns=self._deps.clock.now_ns(),
+            until_ns=until_ns,
+            reason=reason,
+        )
 
     async def release(self, name: str, checkpoint: str) -> None:
         """Hold a checkpoint no longer. NotFound if it is not held anywhere."""
@@ -283,14 +292,13 @@ class Plane:
         active = await self.read(lambda session: group_row(session, group.name, retained=True).lifecycle == "active")
         outcome = HoldOutcome(done=[], lacking=[], failed={})
         if active and group.spec.replication:
-            outcome = await self._worker(group.worker).change_hold(group.uid, change)
+            outcome = await self._change_hold_in_shards(group, change)
         done, failed = list(outcome.done), dict(outcome.failed)
         written = {leg.target for leg in group.spec.replication.values()} if active else set()
         for target in [name for name in group.targets if name not in written]:  # nobody writes there any more
             try:
-                await asyncio.to_thread(
-                    self.recovery.change_hold, group.targets[target], group.uid, group.key_id, change
-                )
+                for (key, _), own in zip(group.shards, change.of_shards(len(group.shards)), strict=True):
+                    await asyncio.to_thread(self.recovery.change_hold, group.targets[target], key, group.key_id, own)
                 done.append(target)
             except Unrecoverable:
                 continue
@@ -304,6 +312,17 @@ class Plane:
                 + ". Do it again once that target answers."
             )
         return done
+
+    async def _change_hold_in_shards(self, group: GroupView, change: HoldChange) -> HoldOutcome:
+        """Done at a target is what is done there in every shard: one that lacks the checkpoint, or failed, tells for all."""
+        outcomes = [
+            await self._worker(worker).change_hold(key, own)
+            for (key, worker), own in zip(group.shards, change.of_shards(len(group.shards)), strict=True)
+        ]
+        failed = {target: why for outcome in outcomes for target, why in outcome.failed.items()}
+        lacking = {target for outcome in outcomes for target in outcome.lacking} - set(failed)
+        done = [target for target in outcomes[0].done if target not in failed and target not in lacking]
+        return HoldOutcome(done=done, lacking=sorted(lacking), failed=failed)
 
     # -------------------------------------------------------------- targets
 
@@ -344,7 +363,7 @@ class Plane:
         if not any(leg.retention.immutable_for for leg in group.spec.replication.values()):
             return list(found)
         try:
-            legs = (await self._worker(group.worker).status(group.uid)).legs.values()
+            legs = (await worker_status(group, self._deps.workers)).legs.values()
         except (Temporary, NotFound):
             return list(found)  # retained, or its worker is being started: nobody knows
         until = {leg.target: leg.immutable_until for leg in legs}
@@ -387,7 +406,7 @@ class Plane:
 
     async def _hold_new(self, group: GroupView, taken: Checkpoint, until_ns: int, reason: str) -> Checkpoint:
         """Hold a checkpoint before any target has it, so that none can drop it."""
-        change = self._held(taken.id, max(taken.lsn.values()), until_ns, reason)
+        change = self._held(taken.id, [taken.lsn[uid] for uid in group.shard_uids], until_ns, reason)
         if not await self._change_hold(group, change):
             raise Unrecoverable(
                 f"The checkpoint {taken.id} was taken, but no target has anything of the group yet that could be held. Wait "
@@ -401,7 +420,7 @@ class Plane:
 
         async def ship() -> None:
             try:
-                await self._worker(group.worker).ship(group.uid)
+                await asyncio.gather(*(self._worker(worker).ship(key) for key, worker in group.shards))
             except DpacError as cause:  # the legs go on by themselves
                 _log.info("group %s was not shipped at once: %s", group.name, cause.message)
 
@@ -503,6 +522,7 @@ class Plane:
                     target=target,
                     checkpoint=mark.id,
                     members=members,
+                    shards=len(group.shards),
                     hydrate=body.hydrate,
                 )
             )

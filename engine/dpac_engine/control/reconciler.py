@@ -148,29 +148,33 @@ class Reconciler:
         wish = await asyncio.to_thread(self._wish, uid)
         if wish is None:
             return
-        lifecycle, applied, desired = wish
-        if await asyncio.to_thread(self._write_assignment, desired):
-            yield "write assignment"
-        elif applied == desired.generation and lifecycle != "purging":
-            return
-        worker = self._worker(desired.worker)
-        await worker.apply(uid)
-        yield "apply"
+        lifecycle, applied, shards = wish
+        told = False
+        for desired in shards:
+            if await asyncio.to_thread(self._write_assignment, desired):
+                yield "write assignment"
+            elif applied == desired.generation and lifecycle != "purging":
+                continue
+            await self._worker(desired.worker).apply(desired.key)
+            told = True
+            yield "apply"
         if lifecycle == "purging":
-            async for step in self._purge(uid, worker):
+            async for step in self._purge(uid, shards):
                 yield step
-            return
-        await asyncio.to_thread(self._note_applied, uid, desired.generation)
-        yield "note applied"
+        elif told:
+            await asyncio.to_thread(self._note_applied, uid, shards[0].generation)
+            yield "note applied"
 
-    async def _purge(self, uid: str, worker: WorkerApi) -> AsyncIterator[str]:
-        with suppress(NotFound):
-            await worker.drop(uid)
-        yield "drop"
+    async def _purge(self, uid: str, shards: Sequence[WorkerAssignment]) -> AsyncIterator[str]:
+        for shard in shards:
+            with suppress(NotFound):
+                await self._worker(shard.worker).drop(shard.key)
+            yield "drop"
         for target, spec in (await asyncio.to_thread(self._places, uid)).items():
             await asyncio.to_thread(self._recovery.purge, spec, uid)
             yield f"purge {target}"
-        await asyncio.to_thread(shutil.rmtree, self._folder(uid), ignore_errors=True)
+        for shard in shards:
+            await asyncio.to_thread(shutil.rmtree, self._folder(shard.key), ignore_errors=True)
         yield "delete files"
         await asyncio.to_thread(self._forget, uid)
         yield "forget"
@@ -183,12 +187,14 @@ class Reconciler:
             rows = session.scalars(select(GroupRow))
             return [row.uid for row in rows if row.lifecycle != "retained" or row.applied_generation != row.generation]
 
-    def _wish(self, uid: str) -> tuple[str, int, WorkerAssignment] | None:
+    def _wish(self, uid: str) -> tuple[str, int, list[WorkerAssignment]] | None:
         with self._catalogue.read() as session:
             row = session.get(GroupRow, uid)
-            return (
-                None if row is None else (row.lifecycle, row.applied_generation, assignment(session, row, self._host))
-            )
+            if row is None:
+                return None
+            first = assignment(session, row, self._host)
+            others = [assignment(session, row, self._host, shard) for shard in range(1, first.shards)]
+            return row.lifecycle, row.applied_generation, [first, *others]
 
     def _worker(self, index: int) -> WorkerApi:
         if index >= len(self._workers):
@@ -200,7 +206,7 @@ class Reconciler:
 
     def _write_assignment(self, desired: WorkerAssignment) -> bool:
         """Replace assignment.json, atomically and durably; False if it says that already."""
-        folder = self._folder(desired.group_uid)
+        folder = self._folder(desired.key)
         path = folder / "assignment.json"
         text = desired.model_dump_json(indent=1)
         if path.exists() and path.read_text() == text:
@@ -226,8 +232,8 @@ class Reconciler:
             session.flush()
             collect_retired(session)
 
-    def _folder(self, uid: str) -> Path:
-        return self._host.data / "groups" / uid
+    def _folder(self, key: str) -> Path:
+        return self._host.data / "groups" / key
 
     # -------------------------------------------------------------- expiry
 

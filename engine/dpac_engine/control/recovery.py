@@ -172,11 +172,11 @@ class Repository(Protocol):
 class Recovery(Protocol):
     """How control reaches what lies at targets. Methods block."""
 
-    def open(self, target: TargetSpec, group_uid: str) -> Repository:
-        """The group's repository at a target; cheap, reads nothing yet."""
+    def open(self, target: TargetSpec, group_uid: str, shards: int = 1) -> Repository:
+        """The group's repository at a target, that of all its shards; cheap, reads nothing yet."""
 
-    def change_hold(self, target: TargetSpec, group_uid: str, key_id: str, change: HoldChange) -> None:
-        """Hold or release a checkpoint where nobody else writes. Unrecoverable if it is not there."""
+    def change_hold(self, target: TargetSpec, key: str, key_id: str, change: HoldChange) -> None:
+        """Hold or release a shard's checkpoint where nobody else writes. Unrecoverable if it is not there."""
 
     def purge(self, target: TargetSpec, group_uid: str) -> None:
         """Delete everything the target holds of the group; what is gone already is no error."""

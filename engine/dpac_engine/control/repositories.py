@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unrecoverable
 from dpac_api.models import S3TargetSpec, TargetSpace, TargetSpec
-from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.assignment import WorkerAssignment, group_of, shard_key
 from dpac_engine.control.known_damage import is_hurt
-from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, TreeOutcome, TreeView
+from dpac_engine.control.recovery import MarkFilter, Progress, RangeView, Repository, TreeOutcome, TreeView
+from dpac_engine.control.sharded_repository import ShardedRepository
 from dpac_engine.control.shipper import hold_or_release
 from dpac_engine.control.space import measure
 from dpac_engine.control.worker_api import HoldChange
@@ -22,7 +23,7 @@ from dpac_engine.core.checkpoints import Mark, checkpoint_id, matches, select
 from dpac_engine.core.damage import Finding, Verification
 from dpac_engine.core.difference import FileChange, RangeChange, changed_files, changed_ranges
 from dpac_engine.core.image import Image
-from dpac_engine.core.manifest import COMPLETE_EVERY, Hold, MemberState, SegmentRef, manifest_key
+from dpac_engine.core.manifest import COMPLETE_EVERY, SHARDS_PREFIX, Hold, MemberState, SegmentRef, manifest_key
 from dpac_engine.core.ports import Store
 from dpac_engine.io.blueprints.blueprint import Blueprint
 from dpac_engine.io.keys import Keyring
@@ -39,9 +40,10 @@ OpenStore = Callable[[TargetSpec], Store]
 RestoreTree = Callable[..., tree_restore.Written]
 
 
-def group_prefix(group_uid: str) -> str:
-    """Where a group's repository lies in a target."""
-    return f"g/{group_uid}/"
+def group_prefix(key: str) -> str:
+    """Where the repository of a group, or of one of its shards, lies in a target."""
+    uid, shard = group_of(key)
+    return f"g/{uid}/{SHARDS_PREFIX}{shard}/" if shard else f"g/{uid}/"
 
 
 def stored_groups(store: Store, keyring: Keyring) -> Iterator[tuple[str, WorkerAssignment | DpacError]]:
@@ -99,6 +101,14 @@ class TargetRepository:
         for ref in reversed(self._reader.ranges()):
             if _may_hold(ref, wanted):
                 yield from (mark for mark in reversed(self._marks_in(ref)) if wanted.admits(mark))
+
+    def exact_marks(self, selector: str) -> Iterator[Mark]:
+        """Recoverable checkpoints that the selector may mean, newest first. Corruption where they cannot be read."""
+        return self._reader.marks(worth_opening(selector))
+
+    def check_end(self, selector: str) -> None:
+        """See `RepositoryReader.check_end`."""
+        self._reader.check_end(selector)
 
     def _marks_in(self, ref: SegmentRef) -> list[Mark]:
         """Its checkpoints; none if the segment is damaged, so that one bad object does not hide the whole timeline."""
@@ -220,13 +230,17 @@ class TargetRecovery:
         self._blueprints = blueprints
         self._check_key = check_key
 
-    def open(self, target: TargetSpec, group_uid: str) -> TargetRepository:
+    def open(self, target: TargetSpec, group_uid: str, shards: int = 1) -> Repository:
         """See `Recovery.open`."""
-        return TargetRepository(self._open_reader(group_uid, target), self._check_key)
+        found = [
+            TargetRepository(self._open_reader(shard_key(group_uid, shard), target), self._check_key)
+            for shard in range(shards)
+        ]
+        return found[0] if shards == 1 else ShardedRepository(found)
 
-    def change_hold(self, target: TargetSpec, group_uid: str, key_id: str, change: HoldChange) -> None:
+    def change_hold(self, target: TargetSpec, key: str, key_id: str, change: HoldChange) -> None:
         """See `Recovery.change_hold`."""
-        writer = self._open_writer(group_uid, key_id, target)
+        writer = self._open_writer(key, key_id, target)
         writer.open_stored()
         hold_or_release(writer, change)
 

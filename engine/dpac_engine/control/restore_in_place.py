@@ -19,6 +19,7 @@ from dpac_engine.control.browsing import held_member
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.operations import RESTARTED, Cast, Run
 from dpac_engine.control.restore import Restore
+from dpac_engine.control.sharding import check_one_shard
 from dpac_engine.control.worker_api import RewindProgress, WorkerRewind
 
 _CHOOSE, _SAFETY, _WRITE, _MARK = "choose checkpoint", "safety checkpoint", "write what differs", "checkpoint"
@@ -100,6 +101,9 @@ class RestoreInPlace:
         if self._known is not None:
             return f"{self._known.checkpoint} at {self._known.target}"
         timeline, group = self._cast.stage.timeline, self._cast.group
+        check_one_shard(
+            group.name, len(group.shards), "Going back in place", "Restore the member to a new path (`--to`)."
+        )
         target, mark, note = timeline.resolve(group, self._request.at, self._request.target)
         repository = timeline.private(group, target)
         ordinal = held_member(repository.members_at(mark), mark, self._request.member)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus
 from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.holding import Holding
 from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome
 from dpac_engine.io.nbd.export import Export
@@ -30,6 +31,13 @@ class Runtime(Protocol):
     @property
     def rewinds(self) -> Rewinds:
         """Members brought back to a checkpoint where they lie."""
+
+    @property
+    def holding(self) -> Holding:
+        """How a shard of several holds its writers for a mark."""
+
+    async def secure(self) -> None:
+        """Return once the journal is durable up to now, and have it shipped without delay."""
 
     async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """Mark the group now; returns once the mark is durable in the spool."""

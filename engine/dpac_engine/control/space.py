@@ -10,7 +10,7 @@ from dpac_api.models import KeptSpace, TargetSpace
 from dpac_engine.control.compaction import GRACE_NS
 from dpac_engine.control.moments import moment
 from dpac_engine.core.checkpoints import Mark
-from dpac_engine.core.manifest import SegmentRef
+from dpac_engine.core.manifest import SHARDS_PREFIX, SegmentRef
 from dpac_engine.core.merge import merged_rows
 from dpac_engine.core.ports import Store
 from dpac_engine.core.segment import SegmentKind
@@ -37,7 +37,7 @@ def measure(target: str, reader: RepositoryReader) -> TargetSpace:
     """What the group takes there. Unrecoverable if there is nothing; Corruption if an index that it needs is damaged."""
     state = reader.require_state()
     live = list(state.segments.values())
-    listed = list(reader.store.list(""))
+    listed = [key for key in reader.store.list("") if not key.startswith(SHARDS_PREFIX)]
     segments = {key for key in listed if key.startswith("s/")}
     dropped = [name for name in state.dropped if name in segments]
     orphans = sorted(segments - set(state.segments) - set(state.dropped))

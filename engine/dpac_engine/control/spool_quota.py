@@ -33,7 +33,7 @@ class SpoolQuota:
     @property
     def limit_bytes(self) -> int:
         """What the declaration allows."""
-        return self._group.assignment.spec.journal.spool_max.bytes
+        return self._group.assignment.journal.spool_max.bytes
 
     @property
     def used_bytes(self) -> int:

@@ -27,12 +27,14 @@ from dpac_api.models import (
     TargetSpace,
     TargetSpec,
 )
+from dpac_engine.control.assignment import shard_key
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.catalogue_groups import group_row, member_names, where_recovery_points_lie
 from dpac_engine.control.catalogue_schema import GroupRow, VerificationRow
 from dpac_engine.control.catalogue_targets import all_target_specs, targets_of
 from dpac_engine.control.known_damage import from_catalogue, is_hurt
 from dpac_engine.control.recovery import MarkFilter, Recovery, Repository
+from dpac_engine.control.sharding import shard_uid_of
 from dpac_engine.core.checkpoints import Mark, sequence_of
 from dpac_engine.core.damage import Finding
 from dpac_engine.core.manifest import Hold
@@ -63,6 +65,20 @@ class GroupView:
     """Target -> (sequence, checkpoint, when): proven readable up to there, but for what `damages` hurts."""
     damages: Mapping[str, Sequence[Finding]]
     """Target -> what the last verification found damaged there."""
+
+    @property
+    def shards(self) -> Sequence[tuple[str, int]]:
+        """(key, worker) of each shard."""
+        return [(shard_key(self.uid, shard), self.worker + shard) for shard in range(self.spec.journal.shards)]
+
+    @property
+    def shard_uids(self) -> Sequence[str]:
+        """Of each shard."""
+        return [shard_uid_of(self.shard_uid, shard) for shard in range(self.spec.journal.shards)]
+
+    def lsns(self, mark: Mark) -> dict[str, int]:
+        """Shard uid -> where a checkpoint lies in it."""
+        return dict(zip(self.shard_uids, (mark.lsn, *mark.other_lsns), strict=False))
 
 
 class Choice(NamedTuple):
@@ -246,18 +262,18 @@ class Timeline:
         key = (group.uid, spec.model_dump_json())
         with self._lock:
             if key not in self._open:
-                self._open[key] = threading.Lock(), self._recovery.open(spec, group.uid)
+                self._open[key] = threading.Lock(), self._recovery.open(spec, group.uid, len(group.shards))
             lock, repository = self._open[key]
         with lock:
             try:
                 repository.refresh()
             except NotFound:  # nothing lies there, or not any more: what was known of it does not count
-                repository = self._recovery.open(spec, group.uid)
+                repository = self._recovery.open(spec, group.uid, len(group.shards))
             return question(repository)
 
     def private(self, group: GroupView, target: str) -> Repository:
         """A repository of one's own, for work that takes long."""
-        repository = self._recovery.open(group.targets[target], group.uid)
+        repository = self._recovery.open(group.targets[target], group.uid, len(group.shards))
         try:
             repository.refresh()
         except NotFound:
@@ -327,7 +343,7 @@ def _wire(
     return Checkpoint(
         id=mark.id,
         time=utc(mark.stamp_ns),
-        lsn={group.shard_uid: mark.lsn},
+        lsn=group.lsns(mark),
         membership_version=mark.body.membership_version,
         consistency="app" if mark.body.app else "crash",
         tags=list(mark.body.tags),

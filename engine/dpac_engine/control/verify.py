@@ -61,7 +61,7 @@ class Verify:
     def _read(self, target: str) -> str:
         group = self._cast.group
         try:
-            repository = self._cast.stage.recovery.open(group.targets[target], group.uid)
+            repository = self._cast.stage.recovery.open(group.targets[target], group.uid, len(group.shards))
             with self._cast.stage.catalogue.read() as session:
                 manifest_before = newest_manifest(session, group.uid, target)
             found = repository.verify(

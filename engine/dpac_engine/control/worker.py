@@ -24,6 +24,8 @@ from dpac_engine.control.worker_api import (
     HoldOutcome,
     MountStates,
     RewindProgress,
+    ShardHeld,
+    ShardMark,
     WorkerMount,
     WorkerRewind,
 )
@@ -237,6 +239,22 @@ class Worker:
         """See `WorkerApi.change_hold`."""
         return await self._running(group_uid).change_hold(change)
 
+    async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
+        """See `WorkerApi.hold_writes`."""
+        return ShardHeld(**self._running(key).holding.take(seconds_max)._asdict())
+
+    async def mark_held(self, request: ShardMark) -> Checkpoint:
+        """See `WorkerApi.mark_held`."""
+        return self._running(request.key).holding.mark(request.token, request.order(), request.tag)
+
+    async def release_writes(self, key: str, token: str) -> None:
+        """See `WorkerApi.release_writes`."""
+        self._running(key).holding.release(token)
+
+    async def secure(self, key: str) -> None:
+        """See `WorkerApi.secure`."""
+        await self._running(key).secure()
+
     async def mount(self, request: WorkerMount) -> Mount:
         """See `WorkerApi.mount`."""
         return await self._mounts.open(request)
@@ -285,7 +303,7 @@ class Worker:
             group.failure = None
 
     async def _attach(self, group: _Group, assignment: WorkerAssignment) -> None:
-        folder = self._folder / assignment.group_uid
+        folder = self._folder / assignment.key
         group.assignment, group.since_ns = assignment, self._clock.now_ns()
         await asyncio.to_thread(_note_start, folder, assignment.name)
         try:

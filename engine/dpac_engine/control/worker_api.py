@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Model, Mount, Name, Uid
+from dpac_engine.control.assignment import ShardKey
+from dpac_engine.core.shared_mark import Held, Order
 
 
 class WorkerMount(Model):
@@ -15,6 +17,8 @@ class WorkerMount(Model):
     target: Name
     checkpoint: str
     members: list[Name]
+    shards: int = 1
+    """How many the group has."""
     hydrate: bool = False
     """Copy what is mounted behind its clients, so that the mount needs the target no more."""
 
@@ -67,9 +71,16 @@ class HoldChange(Model):
     checkpoint: str
     held: bool
     lsn: int = 0
+    other_lsns: tuple[int, ...] = ()
+    """Where it lies in the shards after the first."""
     since_ns: int = 0
     until_ns: int = 0
     reason: str = ""
+
+    def of_shards(self, shards: int) -> list[HoldChange]:
+        """What each shard is told."""
+        lsns = [self.lsn, *self.other_lsns] if self.held else [0] * shards
+        return [self.model_copy(update={"lsn": lsn, "other_lsns": ()}) for lsn in lsns]
 
 
 class HoldOutcome(Model):
@@ -80,6 +91,52 @@ class HoldOutcome(Model):
     """These do not have the checkpoint."""
     failed: dict[Name, str]
     """Why it could not be done there."""
+
+
+class ShardHeld(Model):
+    """A shard holds its writers (`shared_mark.Held`)."""
+
+    token: str
+    sequence: int
+    void_from: int
+    stamp_ns: int
+    news: bool
+
+    def as_held(self) -> Held:
+        """As the machine takes it."""
+        return Held(self.token, self.sequence, self.void_from, self.stamp_ns, self.news)
+
+
+class ShardMark(Model):
+    """Mark a shard that holds (`shared_mark.PutMark`)."""
+
+    key: ShardKey
+    token: str
+    sequence: int
+    stamp_ns: int
+    void_from: int
+    void_to: int
+    news: bool
+    tag: str = ""
+
+    @classmethod
+    def of(cls, key: str, token: str, order: Order, tag: str) -> ShardMark:
+        """The request for an order."""
+        begin, end = order.void
+        return cls(
+            key=key,
+            token=token,
+            sequence=order.sequence,
+            stamp_ns=order.stamp_ns,
+            void_from=begin,
+            void_to=end,
+            news=order.news,
+            tag=tag,
+        )
+
+    def order(self) -> Order:
+        """As the machine says it."""
+        return Order(self.sequence, self.stamp_ns, (self.void_from, self.void_to), self.news)
 
 
 class WorkerApi(Protocol):
@@ -120,6 +177,18 @@ class WorkerApi(Protocol):
 
     async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
         """Hold or release a checkpoint at the target of every leg."""
+
+    async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
+        """Have a shard of several hold new writes, for so long at most. Temporary if it cannot."""
+
+    async def mark_held(self, request: ShardMark) -> Checkpoint:
+        """Mark a shard that holds, and let its writers go. Conflict if it has let them go already."""
+
+    async def release_writes(self, key: str, token: str) -> None:
+        """Let a shard's writers go; no error if it does not hold, or for another."""
+
+    async def secure(self, key: str) -> None:
+        """Return once the shard's journal is durable up to now, and have it shipped without delay."""
 
     async def mount(self, request: WorkerMount) -> Mount:
         """Open a checkpoint; survives a restart of the worker."""

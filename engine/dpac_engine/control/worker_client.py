@@ -15,10 +15,22 @@ from dpac_engine.control.worker_api import (
     HoldOutcome,
     MountStates,
     RewindProgress,
+    ShardHeld,
+    ShardMark,
     WorkerMount,
     WorkerRewind,
 )
-from dpac_engine.control.worker_rpc import CheckpointOfGroup, HoldOfGroup, OfGroup, OfMount, OfOperation, OfWorker
+from dpac_engine.control.worker_rpc import (
+    CheckpointOfGroup,
+    HoldOfGroup,
+    HoldWrites,
+    OfGroup,
+    OfMount,
+    OfOperation,
+    OfShard,
+    OfWorker,
+    ReleaseWrites,
+)
 
 CONNECT_SECONDS = 2.0
 STATUS_SECONDS = 5.0
@@ -84,6 +96,22 @@ class WorkerClient:
     async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
         """See `WorkerApi.change_hold`."""
         return await self._ask("change_hold", HoldOfGroup(group_uid=group_uid, change=change), ACT_SECONDS, HoldOutcome)
+
+    async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
+        """See `WorkerApi.hold_writes`."""
+        return await self._ask("hold_writes", HoldWrites(key=key, seconds_max=seconds_max), seconds_max, ShardHeld)
+
+    async def mark_held(self, request: ShardMark) -> Checkpoint:
+        """See `WorkerApi.mark_held`."""
+        return await self._ask("mark_held", request, self._status_seconds, Checkpoint)
+
+    async def release_writes(self, key: str, token: str) -> None:
+        """See `WorkerApi.release_writes`."""
+        await self._call("release_writes", ReleaseWrites(key=key, token=token), self._status_seconds)
+
+    async def secure(self, key: str) -> None:
+        """See `WorkerApi.secure`."""
+        await self._call("secure", OfShard(key=key), ACT_SECONDS)
 
     async def mount(self, request: WorkerMount) -> Mount:
         """See `WorkerApi.mount`."""

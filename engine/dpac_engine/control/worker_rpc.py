@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dpac_api.errors import DpacError, Invalid, NotFound
-from dpac_api.models import CheckpointRequest, Model, Uid
-from dpac_engine.control.worker_api import HoldChange, WorkerApi, WorkerMount, WorkerRewind
+from dpac_api.models import CheckpointRequest, Model
+from dpac_engine.control.assignment import ShardKey
+from dpac_engine.control.worker_api import HoldChange, ShardMark, WorkerApi, WorkerMount, WorkerRewind
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 class OfGroup(Model):
     """A call about one group."""
 
-    group_uid: Uid
+    group_uid: ShardKey
 
 
 class CheckpointOfGroup(OfGroup):
@@ -41,6 +42,24 @@ class HoldOfGroup(OfGroup):
     """`change_hold`."""
 
     change: HoldChange
+
+
+class OfShard(Model):
+    """A call about one shard of several."""
+
+    key: ShardKey
+
+
+class HoldWrites(OfShard):
+    """`hold_writes`."""
+
+    seconds_max: float
+
+
+class ReleaseWrites(OfShard):
+    """`release_writes`."""
+
+    token: str
 
 
 class OfMount(Model):
@@ -73,6 +92,10 @@ METHODS: dict[str, Method] = {
     ),
     "release": Method(OfOperation, lambda worker, body: worker.release(body.group_uid, body.operation_id)),
     "change_hold": Method(HoldOfGroup, lambda worker, body: worker.change_hold(body.group_uid, body.change)),
+    "hold_writes": Method(HoldWrites, lambda worker, body: worker.hold_writes(body.key, body.seconds_max)),
+    "mark_held": Method(ShardMark, lambda worker, body: worker.mark_held(body)),
+    "release_writes": Method(ReleaseWrites, lambda worker, body: worker.release_writes(body.key, body.token)),
+    "secure": Method(OfShard, lambda worker, body: worker.secure(body.key)),
     "mount": Method(WorkerMount, lambda worker, body: worker.mount(body)),
     "unmount": Method(OfMount, lambda worker, body: worker.unmount(body.mount_id)),
     "mount_states": Method(OfWorker, lambda worker, _: worker.mount_states()),

@@ -30,6 +30,13 @@ class MarkBody(msgspec.Struct, frozen=True, omit_defaults=True):
     tags: list[str] = []
     epoch: int = 0
     """The epoch in which it was made: a merged segment may hold marks of several. 0: that of its record or segment."""
+    shards: int = 0
+    """Of how many shards it is a checkpoint: it counts where each has a mark of this sequence. 0: of this one alone."""
+    stamp_ns: int = 0
+    """When it was taken, the same in every shard. 0: the record's stamp."""
+    void_from: int = 0
+    void_to: int = 0
+    """Half-open range of earlier sequences that not every shard has: they are no checkpoints."""
 
     def encode(self) -> bytes:
         """The payload as it lies in the record."""
@@ -46,6 +53,8 @@ class Mark(msgspec.Struct, frozen=True):
     lsn: int
     stamp_ns: int
     body: MarkBody
+    other_lsns: tuple[int, ...] = ()
+    """Where it lies in the shards after the first, if the group has several."""
 
     @property
     def id(self) -> str:
@@ -61,7 +70,7 @@ class Mark(msgspec.Struct, frozen=True):
 def decode_mark(epoch: int, lsn: int, stamp_ns: int, payload: bytes | memoryview) -> Mark:
     """The checkpoint that a mark record makes."""
     body = _decode_body(payload)
-    return Mark(body.epoch or epoch, lsn, stamp_ns, body)
+    return Mark(body.epoch or epoch, lsn, body.stamp_ns or stamp_ns, body)
 
 
 def checkpoint_id(epoch: int, sequence: int) -> str:

@@ -18,6 +18,8 @@ FORMAT_VERSION = 1
 _KEY = re.compile(r"m/[0-9]{16}")
 FORGET_DROPPED_NS = 7 * 86_400 * 10**9
 """Complete manifests name what was dropped for so long; it is deleted after a day, and what is left then is found again."""
+SHARDS_PREFIX = "shards/"
+"""Below a group's prefix: the repositories of its shards after the first, by their number."""
 COMPLETE_EVERY = 64
 """Each manifest whose number is a multiple of this holds the whole state."""
 

@@ -147,12 +147,29 @@ def plan(
     ]
     marked = [ref for ref in merged if ref.marks and ref.name not in damaged]
     marks = {ref.name: marks_of(ref) for ref in [*segments, *marked] if ref.marks}
-    kept = {mark.lsn for mark in keep((mark for of in marks.values() for mark in of), retention, now_ns, held)}
+    shared = checkpoints_of([mark for of in marks.values() for mark in of], lambda: _marks_after(refs, limit, marks_of))
+    kept = {mark.lsn for mark in keep(shared, retention, now_ns, held)}
     stops = {mark.lsn for ref in segments for mark in marks.get(ref.name, ()) if mark.lsn in kept}
     first, last = min(ref.lsn_from for ref in segments), max(ref.lsn_to for ref in segments)
     stops |= {lsn for lsn in barriers(refs, damaged) if first < lsn < last}
     expired = [ref for ref in marked if not any(mark.lsn in kept for mark in marks[ref.name])]
     return Merge(segments, sorted(stops), not merged, [ref for ref in expired if ref not in segments])
+
+
+def _marks_after(
+    refs: Iterable[SegmentRef], lsn: int, marks_of: Callable[[SegmentRef], Sequence[Mark]]
+) -> Sequence[Mark]:
+    """The first mark behind an LSN."""
+    after = next((ref for ref in refs if ref.marks and ref.kind == SegmentKind.LOG and ref.lsn_from >= lsn), None)
+    return marks_of(after)[:1] if after else ()
+
+
+def checkpoints_of(marks: Sequence[Mark], after: Callable[[], Sequence[Mark]] = tuple) -> Sequence[Mark]:
+    """The marks of a shard that are checkpoints of all: those that neither a later one nor one of `after` calls void."""
+    if not any(mark.body.shards for mark in marks):
+        return marks
+    void = {at for mark in (*marks, *after()) for at in range(mark.body.void_from, mark.body.void_to)}
+    return [mark for mark in marks if mark.sequence not in void]
 
 
 def keep(marks: Iterable[Mark], retention: RetentionSpec, now_ns: int, held: Collection[int] = ()) -> list[Mark]:

@@ -74,7 +74,7 @@ class Verifier:
 
         What cannot be read because the store is away raises Temporary.
         """
-        listed = list(self._store.list(""))
+        listed = [key for key in self._store.list("") if not key.startswith(manifest.SHARDS_PREFIX)]
         if not listed and not manifest_before:
             raise Unrecoverable(
                 "The target holds nothing of this group yet. Wait for its first segment (`dpac status`)."

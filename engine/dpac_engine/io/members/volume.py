@@ -117,7 +117,7 @@ class Volume:
         """Called with every batch once it is journalled."""
         self.commits: Commits = LocalCommits(spool)
         self._stopped = False
-        self.backpressure = False
+        self.backpressure = self.held = False
         self._relief: list[Callable[[], None]] = []
         self._clients: list[Callable[[], None]] = []
         self._watches: list[_Watch] = []
@@ -373,11 +373,26 @@ class Volume:
     @property
     def congested(self) -> bool:
         """See `Export.congested`."""
+        return self.held or self._full
+
+    @property
+    def _full(self) -> bool:
         return self.backpressure or self.pending_bytes > self._pending_max
+
+    def hold(self, held: bool) -> None:
+        """Take no new changes for a moment: those taken before are in the journal, the next ones come behind what is put there."""
+        self.held = held
+        if self._full and self._relief:
+            self._hurry_for_relief()
+        self.relieve()
 
     def when_relieved(self, callback: Callable[[], None]) -> None:
         """See `Export.when_relieved`."""
         self._relief.append(callback)
+        if self._full:
+            self._hurry_for_relief()
+
+    def _hurry_for_relief(self) -> None:
         self._urgent = True
         self._work.set()
 

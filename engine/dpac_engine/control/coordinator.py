@@ -1,0 +1,192 @@
+"""The checkpoints of a group of several shards: hold all, mark all, release. Runs where its first shard is served.
+
+It keeps nothing: whoever runs it next learns from the shards' answers where they are. `core/shared_mark.py` decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from dpac_api.errors import DpacError, Temporary
+from dpac_api.models import Checkpoint
+from dpac_engine.control import marking
+from dpac_engine.control.assignment import shard_key
+from dpac_engine.control.worker_api import ShardHeld, ShardMark
+from dpac_engine.core.shared_mark import Held, Hold, Message, PutMark, Release, SharedMark
+
+if TYPE_CHECKING:
+    from dpac_engine.control.group import Group
+
+log = logging.getLogger(__name__)
+
+HOLD_SECONDS_MAX = 0.25
+"""No writer is held for longer, whatever becomes of the others."""
+SKIPS_TOLD = 3
+ASKED_TRIES = 5
+"""How often a checkpoint that somebody asked for is tried."""
+
+
+class ShardWorker(Protocol):
+    """What is asked of the worker of another shard (part of `WorkerApi`)."""
+
+    async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
+        """See `WorkerApi.hold_writes`."""
+
+    async def mark_held(self, request: ShardMark) -> Checkpoint:
+        """See `WorkerApi.mark_held`."""
+
+    async def release_writes(self, key: str, token: str) -> None:
+        """See `WorkerApi.release_writes`."""
+
+    async def secure(self, key: str) -> None:
+        """See `WorkerApi.secure`."""
+
+
+class Coordinator:
+    """Of one group; belongs to the event loop of its first shard."""
+
+    def __init__(self, group: Group, peers: Callable[[int], ShardWorker]) -> None:
+        """`peers` gives the worker of an index."""
+        self._group = group
+        assignment = group.assignment
+        self._workers = {shard: peers(assignment.worker + shard) for shard in range(1, assignment.shards)}
+        self._turn = asyncio.Lock()
+        self._releasing: set[asyncio.Task[Held | Checkpoint | None]] = set()
+        self.skipped = 0
+        """Checkpoints that were not taken since this process began."""
+        self.reason = ""
+        """Why the last one was not; empty: it was."""
+        self._missed = 0
+
+    @property
+    def skipping(self) -> bool:
+        """Several were skipped in a row: one alone is no news."""
+        return self._missed >= SKIPS_TOLD
+
+    async def run(self) -> None:
+        """Take a checkpoint every second, for ever."""
+        loop = asyncio.get_running_loop()
+        next_at = loop.time()
+        while True:
+            next_at = max(next_at + marking.MARK_SECONDS, loop.time())
+            await asyncio.sleep(next_at - loop.time())
+            try:
+                await self._attempt("")
+            except Exception:
+                log.exception("group %s could not be marked", self._group.assignment.name)
+
+    async def checkpoint(self, tag: str) -> Checkpoint:
+        """Take one that somebody asked for; returns once every shard has it durably. Temporary if it cannot be taken."""
+        for left in reversed(range(ASKED_TRIES)):
+            taken = await self._attempt(tag)
+            if taken is not None:
+                await asyncio.gather(*(self._secure(shard) for shard in range(self._group.assignment.shards)))
+                return taken
+            if left:
+                await asyncio.sleep(marking.MARK_SECONDS / 2)
+        raise Temporary(f"No checkpoint could be taken: {self.reason}. Try again; `dpac status` tells what is wrong.")
+
+    async def _secure(self, shard: int) -> None:
+        if shard == 0:
+            await self._group.secure()
+        else:
+            await self._workers[shard].secure(self._key(shard))
+
+    # ------------------------------------------------------------------ one attempt
+
+    async def _attempt(self, tag: str) -> Checkpoint | None:
+        async with self._turn:
+            attempt, marks = SharedMark(self._group.assignment.shards), dict[int, Checkpoint]()
+            await self._drive(attempt, marks, tag)
+            self._note(attempt)
+            return None if attempt.reason else _joined(marks)
+
+    async def _drive(self, attempt: SharedMark, marks: dict[int, Checkpoint], tag: str) -> None:
+        """Do what the attempt says and tell it what came of it, until it is over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + HOLD_SECONDS_MAX
+        calls: dict[asyncio.Task[Held | Checkpoint | None], int] = {}
+        messages = attempt.begin()
+        while not attempt.over:
+            for message in messages:
+                calls[asyncio.create_task(self._ask(message, tag))] = message.shard
+            done, _ = await asyncio.wait(
+                calls, timeout=max(deadline - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED
+            )
+            messages = [] if done else attempt.timed_out()
+            for task in done:
+                messages += _told(attempt, calls.pop(task), task, marks)
+        for task, shard in calls.items():
+            task.add_done_callback(partial(self._late, attempt, shard))
+        self._let_go(messages)
+
+    async def _ask(self, message: Message, tag: str) -> Held | Checkpoint | None:
+        shard, holding = message.shard, self._group.holding
+        key, worker = self._key(shard), self._workers.get(shard)
+        match message:
+            case Hold():
+                if worker is None:
+                    return holding.take(HOLD_SECONDS_MAX)
+                return (await worker.hold_writes(key, HOLD_SECONDS_MAX)).as_held()
+            case PutMark(_, token, order):
+                if worker is None:
+                    return holding.mark(token, order, tag)
+                return await worker.mark_held(ShardMark.of(key, token, order, tag))
+            case Release(_, token):
+                if worker is None:
+                    holding.release(token)
+                else:
+                    await worker.release_writes(key, token)
+        return None
+
+    def _late(self, attempt: SharedMark, shard: int, task: asyncio.Task[Held | Checkpoint | None]) -> None:
+        """An answer after the end: whoever holds for nothing is told."""
+        self._let_go(_told(attempt, shard, task, {}))
+
+    def _let_go(self, messages: list[Message]) -> None:
+        for message in messages:
+            task = asyncio.create_task(self._ask(message, ""))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its bound releases it then
+
+    def _key(self, shard: int) -> str:
+        return shard_key(self._group.assignment.group_uid, shard)
+
+    def _note(self, attempt: SharedMark) -> None:
+        if attempt.reason and attempt.reason != self.reason:
+            log.warning("a checkpoint of group %s is skipped: %s", self._group.assignment.name, attempt.reason)
+        self.reason = attempt.reason
+        self.skipped += bool(attempt.reason)
+        self._missed = self._missed + 1 if attempt.reason else 0
+
+
+def _told(
+    attempt: SharedMark, shard: int, task: asyncio.Task[Held | Checkpoint | None], marks: dict[int, Checkpoint]
+) -> list[Message]:
+    """Tell the attempt what a shard answered."""
+    if task.cancelled():
+        return []
+    error = task.exception()
+    if isinstance(error, DpacError):
+        return attempt.refused(shard, error.message)
+    if error is not None:
+        raise error
+    answer = task.result()
+    if isinstance(answer, Held):
+        return attempt.held(shard, answer)
+    if isinstance(answer, Checkpoint):
+        marks[shard] = answer
+        return attempt.marked(shard)
+    return []
+
+
+def _joined(marks: dict[int, Checkpoint]) -> Checkpoint:
+    """One checkpoint of the marks of all shards."""
+    lsn = {uid: at for mark in marks.values() for uid, at in mark.lsn.items()}
+    cuts = {name: cut for mark in marks.values() for name, cut in mark.cuts.items()}
+    return marks[0].model_copy(update={"lsn": lsn, "cuts": cuts})
