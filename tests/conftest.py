@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.tools import pulumi_environment
+
+settings.register_profile("dpac", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("dpac")
 
 _ONE_AFTER_ANOTHER = ("pulumi", "e2e", "soak")
 """Marks of tests that start real processes: under xdist those of one file share a worker, and so never more than two
