@@ -100,35 +100,34 @@ def test_the_judge_finds_what_a_cut_does_not_promise(tmp_path: Path, fault: str)
 
 
 @pytest.mark.e2e
-def test_every_checkpoint_of_a_sqlite_application_is_what_its_cut_says(site: LiveSite, seed: int) -> None:
-    """Each is mounted while the applications write, are killed and go on, and the worker dies: whole, chained, of its moment."""
+def test_a_mounted_checkpoint_of_a_sqlite_application_is_what_its_cut_says(site: LiveSite, seed: int) -> None:
+    """While the applications write, are killed and go on, and the worker dies: whole, chained, of its moment. Every barrier, and
+    some of the checkpoints between them."""
     chance = random.Random(seed)
     barriers: dict[str, int] = {}
     judged: set[str] = set()
     scans: set[datetime] = set()
     with applications(site, seed) as writers:
         begin = site.wait_for_checkpoint("oracle").id
-
-        def enough() -> bool:
-            return len(judged) >= 8 and len(scans) >= 2 and len(set(barriers) & judged) >= 2
-
-        deadline = time.monotonic() + 240
-        while not enough():
+        deadline = time.monotonic() + 200
+        while len(judged) < 8 or len(scans) < 2 or len(set(barriers) & judged) < 2:
             assert time.monotonic() < deadline, f"{len(judged)} judged, {len(scans)} scans, barriers {barriers}"
             take_barrier(site, barriers)
-            for checkpoint in checkpoints_of(site, begin):
-                if checkpoint.id in judged:
-                    continue
+            found = [checkpoint for checkpoint in checkpoints_of(site, begin) if checkpoint.id not in judged]
+            # Not every one: on a slow host more would be taken meanwhile than are judged, and that for ever.
+            picked = chance.sample(found, min(2, len(found)))
+            for checkpoint in picked + [one for one in found if one.id in barriers and one not in picked]:
                 judged.add(checkpoint.id)
                 cut = checkpoint.cuts["shop"]
                 if cut.as_of is not None:
                     scans.add(cut.as_of)
+                bounds = complete_to_ns(cut, barriers.get(checkpoint.id)), nanoseconds(checkpoint)
                 with site.mounted("oracle", checkpoint.id, "shop") as mount:
                     root = Path(mount.members["shop"])
                     assert sorted(path.name for path in root.iterdir()) == sorted(MODES)
                     for name, writer in writers.items():
-                        bounds = complete_to_ns(cut, barriers.get(checkpoint.id)), nanoseconds(checkpoint)
-                        writer.judge(newest_in(root / name), *bounds)
+                        copy = shutil.copyfile(root / name, site.folder / name)
+                        writer.judge(newest_in(copy), *bounds)
             if chance.random() < 0.3:
                 writers[chance.choice(list(MODES))].restart()
             if chance.random() < 0.2:
@@ -142,7 +141,7 @@ def test_every_checkpoint_of_a_sqlite_application_is_what_its_cut_says(site: Liv
 def test_many_checkpoints_of_a_sqlite_application_are_what_their_cuts_say(
     site: LiveSite, seed: int, number: int
 ) -> None:
-    """The same for every checkpoint of a quarter of an hour, read from the target."""
+    """The same for every single checkpoint of a quarter of an hour, read from the target."""
     chance = random.Random(seed + number)
     barriers: dict[str, int] = {}
     with applications(site, seed + number) as writers:

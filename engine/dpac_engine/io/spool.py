@@ -29,8 +29,7 @@ from dpac_engine.io.spare_files import KEPT, SpareFiles
 
 FILE_BYTES = 32 * 2**20
 AT_ONCE_BYTES = 2**20
-"""Of a group's first file, while every group of the process waits for it: the rest of it takes room as it is written. So a
-thousand new groups take a gibibyte, and no second each."""
+"""Of a group's first file: the rest of it takes room as it is written. So a thousand new groups take a gibibyte, not 32."""
 SYNC_BYTES = 2**20
 """Where syncs come more often than each so many bytes, the next file is written whole before it is used."""
 _PADDING = bytes(ALIGNMENT_BYTES)
