@@ -60,14 +60,21 @@ SEEN_SOON = {
     ),
     "a TRIM that is not recorded": Mutation(
         "io/members/volume.py",
-        "if length <= RECORD_BYTES_MAX or data is None:",
-        "if kind == ChangeKind.TRIM:\n                continue\n            if length <= RECORD_BYTES_MAX or data is None:",
+        'entries.append(Entry(int(kind), 0, ordinal, offset, length, b""))',
+        "if kind != ChangeKind.TRIM:\n"
+        '                    entries.append(Entry(int(kind), 0, ordinal, offset, length, b""))',
+        [f"{SEQUENCES}[2]"],
+    ),
+    "a write-behind out of the journal's order": Mutation(
+        "io/members/write_behind.py",
+        "in needed(changes):",
+        "in reversed(list(needed(changes))):",
         [f"{SEQUENCES}[2]"],
     ),
     "a write-behind that lets an older write win": Mutation(
-        "io/members/volume.py",
-        "for _, kind, offset, length, position, _ in batch:",
-        "for _, kind, offset, length, position, _ in reversed(batch):",
+        "io/members/write_behind.py",
+        "stretch[offset] = change",
+        "stretch.setdefault(offset, change)",
         [f"{SEQUENCES}[2]"],
     ),
     "a gap that is not shown": Mutation(
