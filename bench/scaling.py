@@ -22,7 +22,7 @@ from bench.writes import protected
 from dpac_api.client import Client
 from dpac_api.models import FilesystemTargetSpec, GroupSpec
 
-IDLE_SECONDS = 15
+IDLE_SECONDS = 10
 MIB = 2**20
 MEMORY_MIB_MAX = 300
 """Of the workers, with a hundred idle groups."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.plot import draw
 from bench.render import render
 from bench.row import Row
+from setup.checkout import ROOT
 
 GROWING = partial(Row.of_series, axis="groups")
 ROWS = [
@@ -54,3 +55,11 @@ def test_a_run_of_one_part_is_drawn_too(tmp_path: Path) -> None:
     draw(ROWS[:2], tmp_path / "ratios.svg")
     draw(ROWS[3:], tmp_path / "series.svg")
     assert "nbdkit" not in (tmp_path / "series.svg").read_text()
+
+
+def test_the_page_says_how_it_is_made() -> None:
+    """The command is in it, and so is the picture."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert "make bench" in page
+    assert "benchmarks.svg" in page
+    assert (ROOT / "docs" / "benchmarks.svg").exists()
