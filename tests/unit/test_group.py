@@ -823,6 +823,39 @@ def test_a_block_put_back_unseen_is_not_taken_for_what_the_log_makes_of_it(tmp_p
     run(tmp_path, story)
 
 
+def test_a_leg_that_is_declared_again_starts_from_what_an_earlier_one_left(tmp_path: Path, seed: int) -> None:
+    """Its target has the volume of weeks ago, and no log since: it is compared, and gets what differs."""
+
+    async def story(site: Site) -> None:
+        chance = random.Random(seed)
+        site.targets["second"] = Target()
+        both = {name: {"target": name, "rpo": "1s"} for name in ("copies", "second")}
+        group = site.group(spec={"replication": both})
+        await group.start()
+        blocks = [chance.randbytes(65536) for _ in range(DISK_BYTES // 65536)]
+        for number, block in enumerate(blocks):
+            write(group, number * 65536, block)
+        await protected(group)
+        await shipped(group, tag="first")
+        cursor = group.legs["copies"].memory.cursor
+        await group.apply(site.assignment(spec={"replication": {"second": both["second"]}}, generation=2))
+        before = {ref.name for ref in site.reader().refs()}
+        for number, block in enumerate(blocks):
+            write(group, number * 65536, block)  # as it was
+        for number in range(8):
+            write(group, number * 524288, chance.randbytes(4096))
+        write(group, DISK_BYTES - 65536, bytes(65536))
+        await shipped(group, tag="meanwhile")
+        await until(lambda: group.spool.released_lsn > cursor)
+        await group.apply(site.assignment(spec={"replication": both}, generation=3))
+        await protected(group)
+        await shipped(group, tag="again")
+        assert seeded_bytes(site, before) == 8 * 4096, f"seed {seed}"
+        assert site.disk_at(at="tag:again") == bytes(volume_of(group).read_blocking(0, DISK_BYTES))
+
+    run(tmp_path, story)
+
+
 def test_what_cannot_be_read_at_the_target_is_sent_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A volume changed unseen whose copy is damaged is whole again after its seed."""
 
