@@ -13,6 +13,7 @@ from pathlib import Path
 from bench import backup_programs, disk, peers
 from bench.backend import backend
 from bench.copies import copy_rows, tree_source, volume_source
+from bench.latency import latency_rows
 from bench.mounts import mount_rows
 from bench.places import Folder, bucket
 from bench.plot import PICTURE, RESULTS, draw
@@ -26,7 +27,7 @@ from bench.steady import steady_rows
 from bench.writes import write_rows
 from dpac_api.client import Client
 
-PARTS = ("writes", "mount", "volume", "tree", "steady", "resync", "sqlite", "pulumi", "scaling")
+PARTS = ("writes", "latency", "mount", "volume", "tree", "steady", "resync", "sqlite", "pulumi", "scaling")
 
 
 def main() -> int:
@@ -83,6 +84,8 @@ def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterat
     copies.root.mkdir()
     if "writes" in only:
         yield from write_rows(client, folder, arguments.seconds, arguments.long_seconds, repeats)
+    if "latency" in only:
+        yield from latency_rows(client, folder, arguments.seconds, repeats)
     if "resync" in only:
         yield from resync_rows(client, folder, disk)
     with bucket(folder / "s3") as server:

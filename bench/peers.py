@@ -20,7 +20,7 @@ def missing_tools() -> list[str]:
 def nbdkit(folder: Path, size_bytes: int) -> Iterator[str]:
     """nbdkit's file plugin; its NBD URI."""
     disk, socket = _disk(folder, "nbdkit", size_bytes)
-    with _running(["nbdkit", "--foreground", "--unix", str(socket), "file", str(disk)], socket):
+    with listening(["nbdkit", "--foreground", "--unix", str(socket), "file", str(disk)], socket):
         yield f"nbd+unix:///?socket={socket}"
 
 
@@ -29,7 +29,7 @@ def qemu_nbd(folder: Path, size_bytes: int) -> Iterator[str]:
     """qemu-nbd; its NBD URI."""
     disk, socket = _disk(folder, "qemu", size_bytes)
     command = ["qemu-nbd", "--format=raw", "--persistent", "--shared=8", f"--socket={socket}", str(disk)]
-    with _running(command, socket):
+    with listening(command, socket):
         yield f"nbd+unix:///?socket={socket}"
 
 
@@ -42,10 +42,11 @@ def _disk(folder: Path, name: str, size_bytes: int) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _running(command: list[str], socket: Path) -> Iterator[None]:
+def listening(command: list[str], socket: Path) -> Iterator[None]:
+    """Run a server until the end, from when its socket is there."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not socket.exists():
             if time.monotonic() > deadline or process.poll() is not None:
                 raise RuntimeError(f"{command[0]} did not start")
