@@ -19,6 +19,8 @@ def render(rows: Sequence[dict[str, Any]], command: str) -> str:
         "",
         "* Writes: a protected volume with an async leg to a file system on the same disk (sealing, compressing and encrypting",
         "  meanwhile), against NBD servers that protect nothing.",
+        "* Latency: the p99 of writes at a steady rate, protected and by the same server with its journal off (`bench/unjournalled.py`), and of eight",
+        "  volumes that are marked every second.",
         "* Copies: from declaring the group until its first checkpoint can be recovered, and a whole restore, against backup programs",
         "  that compress with zstd and encrypt too (restic with its defaults; kopia with `--compression=zstd` and parallel upload);",
         "  every time ends when the data is on disk. The source is warm in the page cache for everyone. A volume's data is text,",
