@@ -253,18 +253,21 @@ class TreeImage:
         self._segments = segments
         rows = member_rows(segments, ordinal, lsn)
         self.values: dict[tuple[int, bytes], _Value] = {}
-        for kind, source, position, length, key_index in zip(
+        # A mount waits for this loop: what it looks up in every round is looked up once.
+        values, make, put, delete = self.values, _Value._make, int(Kind.PUT), int(Kind.DELETE)
+        keys = [segment.keys for segment in segments]
+        for kind, key_index, source, position, length in zip(
             rows.kind.tolist(),
+            rows.key_index.tolist(),
             rows.source.tolist(),
             rows.position.tolist(),
             rows.payload_bytes.tolist(),
-            rows.key_index.tolist(),
             strict=True,
         ):
-            if kind == Kind.PUT:
-                self.values[segments[source].keys[key_index]] = _Value(source, position, length)
-            elif kind == Kind.DELETE:
-                self.values.pop(segments[source].keys[key_index], None)
+            if kind == put:
+                values[keys[source][key_index]] = make((source, position, length))
+            elif kind == delete:
+                values.pop(keys[source][key_index], None)
 
     def reads(self, source: int, spans: Sequence[Span]) -> bool:
         """Whether a value is made of bytes in `spans` of the segment `source`."""
