@@ -46,6 +46,12 @@ SEEN_SOON = {
         'if (bad := np.flatnonzero(headers["checksum"] != headers["checksum"])).size:',
         ["tests/unit/test_spool.py::test_a_flipped_bit_in_a_record_is_found_by_reading"],
     ),
+    "a shard that is marked though it has let its writers go": Mutation(
+        "core/shared_mark.py",
+        "return bool(token) and token == self.token and now < self._until",
+        "return bool(token) and now < self._until + 1",
+        ["tests/unit/test_shared_mark.py::test_a_long_history_of_many_attempts_has_only_moments_that_were"],
+    ),
     "a fold that loses a write": Mutation(
         "core/extents.py",
         "narrow = np.flatnonzero(~wide)",
@@ -96,6 +102,12 @@ SEEN_SOON = {
 """Seen within seconds, by tests that start no process."""
 
 SEEN_BY_ORACLES = {
+    "shards that are marked without holding their writers": Mutation(
+        "io/members/volume.py",
+        "return self.held or self._full",
+        "return self._full",
+        ["tests/e2e/test_shards.py::test_every_checkpoint_over_two_workers_is_a_moment_that_was"],
+    ),
     "a cut of each volume for itself": Mutation(
         "core/image.py",
         "return VolumeImage(self.segments, ordinal, self.lsn)",
