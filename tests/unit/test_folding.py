@@ -146,6 +146,7 @@ def test_cut_off_after_any_write_to_the_target_nothing_is_lost_and_the_next_life
         disk.filled()
         for _ in range(3):
             churn(disk)
+        disk.change([(at, disk.chance.randbytes(1024)) for at in range(0, SIZE // 8, 1024)])  # half of it: it is folded
         for _ in range(3):
             disk.change([(0, b"\1")])
         store.calls_left = calls
@@ -193,7 +194,7 @@ def test_damage_leaves_its_segment_and_all_else_is_folded_until_it_is_put_back(s
     broken = disk.reader().refs()[-6]
     inside = next(mark for mark in disk.reader().marks() if broken.lsn_from < mark.lsn < broken.lsn_to)
     sound = disk.store.objects[broken.name]
-    disk.store.objects[broken.name] = sound[:300] + bytes([sound[300] ^ 1]) + sound[301:]
+    disk.store.objects[broken.name] = sound[:-1] + bytes([sound[-1] ^ 1])
     for _ in range(4):
         churn(disk)
         disk.fold()

@@ -126,6 +126,23 @@ def test_whatever_is_declared_the_laws_of_retention_hold(seed: int) -> None:
             assert history.thin(journal, kept) is None, f"{told}: a second look found more to do"
 
 
+@pytest.mark.usefixtures("_at_once")
+def test_over_years_the_calendar_keeps_what_it_counts_and_no_more(seed: int) -> None:
+    """Six years, thinned about every month: hours, days, ISO weeks, months and years, each the newest of its own."""
+    chance = random.Random(seed)
+    history, journal = History(chance), journal_of("2d", 2**40)
+    kept = RetentionSpec(hourly=24, daily=30, weekly=8, monthly=12, yearly=5, keep_good=1)
+    while history.now_ns < BEGIN_NS + 6 * 366 * 24 * HOUR_NS:
+        for _ in range(chance.randint(10, 60)):
+            history.grow()
+        before = history.present()
+        merged_to = history.thin(journal, kept)
+        after = {mark.lsn: mark for mark in history.present()}
+        check_laws(history, journal, kept, before, after, merged_to, f"seed {seed}, {history.now_ns}")
+    years = {datetime.fromtimestamp(mark.stamp_ns / 1e9, UTC).year for mark in history.present()}
+    assert len(years) >= 5, f"seed {seed}: {years}"
+
+
 def check_laws(
     history: History,
     journal: JournalSpec,
