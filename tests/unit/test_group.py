@@ -747,9 +747,9 @@ def test_a_volume_grows_though_the_journal_fails_at_that_moment(
     run(tmp_path, story)
 
 
-def seeded_bytes(site: Site, before: set[str]) -> int:
+def seeded_bytes(site: Site, before: set[str], target: str = "copies") -> int:
     """What seeds have brought in segments that were not there before."""
-    reader, total = site.reader(), 0
+    reader, total = site.reader(target), 0
     for ref in reader.refs():
         if ref.name not in before:
             rows = reader.stored(ref).rows
@@ -852,6 +852,37 @@ def test_a_leg_that_is_declared_again_starts_from_what_an_earlier_one_left(tmp_p
         await shipped(group, tag="again")
         assert seeded_bytes(site, before) == 8 * 4096, f"seed {seed}"
         assert site.disk_at(at="tag:again") == bytes(volume_of(group).read_blocking(0, DISK_BYTES))
+
+    run(tmp_path, story)
+
+
+def test_copies_that_were_carried_to_a_new_target_are_what_its_leg_starts_from(tmp_path: Path, seed: int) -> None:
+    """A folder of the group's copies, brought there by other means, and older than what the spool holds: what differs is sent."""
+
+    async def story(site: Site) -> None:
+        chance = random.Random(seed)
+        group = site.group()
+        await group.start()
+        blocks = [chance.randbytes(65536) for _ in range(DISK_BYTES // 65536)]
+        for number, block in enumerate(blocks):
+            write(group, number * 65536, block)
+        await protected(group)
+        await shipped(group, tag="first")
+        carried = site.targets["second"] = Target()
+        carried.objects.update(site.targets["copies"].objects)
+        cursor, before = group.legs["copies"].memory.cursor, {ref.name for ref in site.reader("second").refs()}
+        for number, block in enumerate(blocks):
+            write(group, number * 65536, block)  # as it was
+        write(group, 524288, chance.randbytes(4096))
+        await shipped(group, tag="meanwhile")
+        await until(lambda: group.spool.released_lsn > cursor)
+        both = {name: {"target": name, "rpo": "1s"} for name in ("copies", "second")}
+        await group.apply(site.assignment(spec={"replication": both}, generation=2))
+        await protected(group)
+        await shipped(group, tag="there")
+        assert seeded_bytes(site, before, "second") == 4096, f"seed {seed}"
+        assert site.disk_at("second", at="tag:there") == bytes(volume_of(group).read_blocking(0, DISK_BYTES))
+        assert site.disk_at("second", at="tag:first") == b"".join(blocks)
 
     run(tmp_path, story)
 
