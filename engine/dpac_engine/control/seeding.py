@@ -157,7 +157,10 @@ class Seeding:
             if self.held is None:
                 return allocated
             pieces = self.held.map.lookup(self.position, end - self.position)
-            return joined([*allocated, *((piece.offset, piece.length) for piece in pieces if piece.source >= 0)])
+            wanted = [*allocated, *((piece.offset, piece.length) for piece in pieces if piece.source >= 0)]
+            # From a block's begin on: else what changed in one block counts for two.
+            begins = [max(offset - offset % COMPARED_BYTES, self.position) for offset, _ in wanted]
+            return joined((begin, at + length - begin) for begin, (at, length) in zip(begins, wanted, strict=True))
         # Of a range only: of a volume of 1 TiB in which every other block is dirty they are millions.
         return list(self.dirty.ranges(self.position, end))
 
