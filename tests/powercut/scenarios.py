@@ -304,12 +304,12 @@ def _check_taken_back(root: Path, said: Said) -> None:
 def _state_stored(root: Path, say: Say) -> None:
     from dpac_engine.control import group_state
     from dpac_engine.control.group import Group
+    from dpac_engine.io.reserved_file import ReservedFile
 
     (root / "group").mkdir()
     os.setxattr(root, SYNC_ATTRIBUTE, b"")
-    import threading
-
-    group = SimpleNamespace(folder=root / "group", state=group_state.GroupState(), _storing=threading.Lock())
+    file = ReservedFile(root / "group" / "state.json")
+    group = SimpleNamespace(state=group_state.GroupState(), _state_file=file)
     for lsn in (64, 128, 192):
         group.state.scan_lsn = lsn
         Group._store_state(group)  # type: ignore[arg-type]

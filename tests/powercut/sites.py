@@ -10,7 +10,6 @@ _CONTROL, _IO = "dpac_engine.control", "dpac_engine.io"
 PROOFS = {
     f"{_CONTROL}.catalogue:_engine._connected:PRAGMA synchronous=FULL": "an answered request",
     f"{_CONTROL}.catalogue_rebuild:rebuild:sync_folder": "a rebuilt catalogue",
-    f"{_CONTROL}.group:Group._store_state:replace_file": "a group's state",
     f"{_CONTROL}.host_checks:make_target_folder:make_folder": "a target added",
     f"{_CONTROL}.listening:_describe:replace_file": "where REST listens",
     f"{_CONTROL}.member:Member._catch_up:sync_folder": "changes taken back",
@@ -75,6 +74,7 @@ PROOFS = {
     f"{_IO}.mounted_volume:MountedVolume.__init__:sync_folder": "a FLUSH of a mount",
     f"{_IO}.overlay_blocks:OverlayBlocks._sync:os.fdatasync": "a FLUSH of a mount",
     f"{_IO}.overlay_blocks:OverlayBlocks._sync:os.fdatasync#2": "a FLUSH of a mount",
+    f"{_IO}.reserved_file:ReservedFile.replace:replace_file": "a group's state",
     f"{_IO}.restored_volume:RestoredVolume.sync:os.fsync": "a restored volume",
     f"{_IO}.spool:Spool.__init__:make_folder": "flushed records",
     f"{_IO}.spool:Spool._commit:sync_folder": "flushed records",

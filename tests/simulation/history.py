@@ -451,7 +451,7 @@ class History:
         if self.chance.random() < 0.5:
             self.host.failing_syncs = 1
         else:
-            self.host.full = not self.host.full
+            self.host.fill(None if self.host.full else self.chance.choice([0, 0, 1, 5, 20, 40]))
 
     async def _change_spec(self) -> None:
         what = self.chance.choice(["add leg", "remove leg", "add member", "remove member", "grow"])
@@ -468,7 +468,7 @@ class History:
             ordinal = self.chance.choice(sorted(self.members.values()))
             self.devices[ordinal].grow(self.devices[ordinal].size_bytes + 16 * 1024)
         self.generation += 1
-        self.host.full = False  # else a new volume waits for room
+        self.host.fill(None)  # else a new volume waits for room
         await self.group.apply(self._assignment())
         await self._until(
             lambda: all(member.attached for member in self.group.members.values()), "members are attached"
@@ -510,7 +510,8 @@ class History:
 
     async def _settle(self) -> None:
         """The faults end: the journal and every leg come back, and what is at the targets is what the devices hold."""
-        self.host.full, self.host.failing_syncs = False, 0
+        self.host.fill(None)
+        self.host.failing_syncs = 0
         for target in self.targets.values():
             target.away, target.slow, target.loss = False, 1, 0.0
         group = self.group

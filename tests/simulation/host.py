@@ -1,7 +1,7 @@
 """A host's disk as the engine meets it: the calls it makes of `os`, `pathlib`, `mmap` and `shutil`, on a `PowerCutDisk`.
 
 Every call may be the last: `crash_in` counts them down, and the one at which it ends is done in part. Faults of the disk:
-`full` (no room for a spool file), `failing_syncs` (EIO, once for each), and rot of what lies on it.
+`full` (no room for anything new of the group's), `failing_syncs` (EIO, once for each), and rot of what lies on it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Host:
         self.crash_in = 0
         """The process ends at the so manieth call that changes something; 0: it does not."""
         self._reserved: set[int] = set()
-        self.full = False
+        self._room_pages: int | None = None
         self.failing_syncs = 0
         self.boots = 1
         self._open: dict[int, tuple[Node, str]] = {}
@@ -63,7 +63,7 @@ class Host:
         """The process ended; by a loss of power if there is a seed for what that leaves. `forget_maps`: read the disk anew."""
         self._open.clear()
         self.crash_in = self.failing_syncs = 0
-        self.full = False
+        self._room_pages = None
         if power_cut_seed is not None:
             self.disk = self.disk.after_power_cut(power_cut_seed)
             self.boots += 1
@@ -162,13 +162,21 @@ class Host:
             mapped[offset : offset + len(data)] = data
 
     def _lacks_room(self, name: str, node: Node, offset: int, length: int) -> bool:
-        # There is none for a file of the spool; what else the group keeps is small, and the volumes lie on another disk.
-        return (
-            self.full
-            and "/spool/" in name
-            and node.number not in self._reserved
-            and any(page not in node.pages for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)))
-        )
+        # What the group keeps lies on one disk, the volumes on others.
+        if self._room_pages is None or "/group/" not in name or node.number in self._reserved:
+            return False
+        pages = range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))
+        wanted = sum(page not in node.pages for page in pages)
+        return wanted > 0 and _pages_below(self.disk.find("/host/group")) + wanted > self._room_pages
+
+    @property
+    def full(self) -> bool:
+        """Nothing more fits on the disk of the group's folder than what is deleted there."""
+        return self._room_pages is not None
+
+    def fill(self, room_pages: int | None) -> None:
+        """So many pages are left there; None: as many as anybody wants."""
+        self._room_pages = None if room_pages is None else _pages_below(self.disk.find("/host/group")) + room_pages
 
     def ftruncate(self, descriptor: int, size: int) -> None:
         """See `os.ftruncate`."""
@@ -282,6 +290,10 @@ class Host:
         node.pages[page] = node.synced_pages[page] = bytes(content)
         if node.number in self._maps:
             self._maps[node.number][offset] = content[at]
+
+
+def _pages_below(node: Node) -> int:
+    return len(node.pages) + sum(_pages_below(child) for child in node.names.values())
 
 
 def _status(node: Node) -> Status:

@@ -15,7 +15,7 @@ from unittest import mock
 
 from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, tracking
 from dpac_engine.core import bitmap, retention, stripes
-from dpac_engine.io import daemon_thread, files, repository, spare_files, spool
+from dpac_engine.io import daemon_thread, files, repository, reserved_file, spare_files, spool
 from dpac_engine.io.members import overlay, volume, volume_file, write_behind
 from tests.simulation import host, world
 
@@ -57,7 +57,8 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
     volume_file: {"os": _OS, "fcntl": _FCNTL},
     write_behind: {"punch_hole": lambda *args: host.current().punch_hole(*args)},
     member: {"os": _OS, "Path": host.HostPath},
-    group: {"threading": _THREADS, "shutil": _OS, "boot_id": lambda: host.current().boot_id},
+    reserved_file: {"os": _OS, "threading": _THREADS},
+    group: {"shutil": _OS, "boot_id": lambda: host.current().boot_id},
     tracking: {"shutil": _OS},
     daemon_thread: {"threading": _THREADS, "queue": world},
     repository: {"ThreadPoolExecutor": world.AtOnce, "secrets": SECRETS},
@@ -69,6 +70,7 @@ _SMALL: dict[Any, dict[str, Any]] = {
     spool_quota: {"FILE_BYTES": SPOOL_FILE_BYTES},
     volume: {"BATCH_BYTES": 32 * 1024, "BATCH_RECORDS": 5},
     overlay: {"ZERO_BLOCKS_MAX": 8},
+    reserved_file: {"RESERVE_BYTES": 16 * 1024},
     bitmap: {"GRANULARITY_BYTES_MIN": 4096},
     seeding: {"PIECE_BYTES": 32 * 1024, "READ_BYTES": 16 * 1024},
     shipper: {"SLICE_BYTES_MAX": 64 * 1024, "COMPACT_EVERY_SECONDS": 3.0},

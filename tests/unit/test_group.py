@@ -171,7 +171,7 @@ class Site:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(group._storing.acquire)  # a thread of it may still be at work
+        await asyncio.to_thread(group._state_file.lock.acquire)  # a thread of it may still be at work
         for leg in group.legs.values():
             await leg.stop()
         for member in group.members.values():

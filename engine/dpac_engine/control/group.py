@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from datetime import datetime
@@ -46,10 +45,10 @@ from dpac_engine.core.ports import Clock, TailStore
 from dpac_engine.core.records import Flags, Header, Kind
 from dpac_engine.core.stamps import Stamps
 from dpac_engine.io import spool as spool_module
-from dpac_engine.io.files import replace_file
 from dpac_engine.io.nbd.export import Export
 from dpac_engine.io.overlay_blocks import boot_id
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter, SpecObject
+from dpac_engine.io.reserved_file import ReservedFile
 from dpac_engine.io.spool import Identity, Spool
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class Group:
         self.coordinator = Coordinator(self, deps.peers) if assignment.shards > 1 and not assignment.shard else None
         self.rewinds = Rewinds(self, deps.open_reader)
         self.applying = asyncio.Lock()
-        self._storing = threading.Lock()
+        self._state_file = ReservedFile(folder / "state.json")
         self._loop = asyncio.get_running_loop()
         self._stamps = Stamps()
         self.clock_watch = ClockWatch(deps.clock, self._stamps)
@@ -246,6 +245,7 @@ class Group:
                     self.state.sequence, self.state.void_from = mark.sequence, mark.body.void_from
         self._stamps = Stamps(max([self.state.stamp, *(header.stamp for header, _ in whole)]))
         self.clock_watch = ClockWatch(self._deps.clock, self._stamps)
+        self._state_file.reserve()  # before the first append can fill the disk
         self.state.incarnation, self.state.boot_id = self.state.incarnation + 1, boot
         if damage is not None:
             self.journal_damage, records = damage.message, []
@@ -527,6 +527,7 @@ class Group:
         self.state.stamp = self.stamp()
         cursors, told, now = self._cursors(), group_state.told(self.state), self._loop.time()
         await self.store_state()
+        await asyncio.to_thread(self._state_file.reserve)
         self._told, self._stored_at = told, now
         cursors += self._cursors()  # a leg that was lost may have come back meanwhile
         self.store_error = ""
@@ -560,11 +561,10 @@ class Group:
             leg.journal_broken = False
 
     def _store_state(self) -> None:
-        with self._storing:
-            replace_file(self.folder / "state.json", group_state.encode(self.state))
+        self._state_file.replace(group_state.encode(self.state))
 
     def _remember(self) -> None:
-        # Called when the journal has just failed: its disk may be this one.
+        # Called when the journal has just failed: its disk may be this one, and full.
         try:
             self._store_state()
         except OSError as error:

@@ -1,0 +1,51 @@
+"""A small file that can be replaced on a full disk too: room for its next version is kept in a file beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+
+from dpac_engine.io.files import replace_file, write_all
+
+RESERVE_BYTES = 256 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ReservedFile:
+    """One such file, for any thread. Everything blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        """Held while it is written."""
+        self._reserve = path.with_name(f"{path.name}.reserve")
+
+    def replace(self, data: bytes) -> None:
+        """Replace it, durably; if the disk is full, by what was reserved. Raises OSError."""
+        with self.lock:
+            while True:
+                try:
+                    replace_file(self.path, data)
+                    return
+                except OSError as error:
+                    if error.errno not in _FULL or not self._reserve.exists():
+                        raise
+                    self._reserve.unlink()
+
+    def reserve(self) -> None:
+        """Set room aside if there is none yet; where the disk has none left, a later call does."""
+        with self.lock:
+            if self._reserve.exists():
+                return
+            try:
+                descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    write_all(descriptor, [bytes(RESERVE_BYTES)], 0)  # written, so that its blocks are its own
+                finally:
+                    os.close(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._reserve.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""A small file that is replaced on a full disk too."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from dpac_engine.io import files, reserved_file
+from dpac_engine.io.reserved_file import RESERVE_BYTES, ReservedFile
+
+
+class Disk:
+    """A folder that holds so many bytes and no more."""
+
+    def __init__(self, folder: Path, patches: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.bytes_max = 1 << 40
+        self.error = errno.ENOSPC
+        patches.setattr(reserved_file, "replace_file", self._replace_file)
+        patches.setattr(reserved_file, "write_all", self._write_all)
+
+    @property
+    def used_bytes(self) -> int:
+        """By what lies there now."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def fill(self) -> None:
+        """From now on there is no room but what is deleted."""
+        self.bytes_max = self.used_bytes
+
+    def _take(self, length: int) -> None:
+        if self.used_bytes + length > self.bytes_max:
+            raise OSError(self.error, "no")
+
+    def _replace_file(self, path: Path, data: bytes) -> None:
+        self._take(len(data))
+        files.replace_file(path, data)
+
+    def _write_all(self, descriptor: int, parts: list[bytes], offset: int) -> None:
+        self._take(len(parts[0]))
+        files.write_all(descriptor, parts, offset)
+
+
+def test_a_full_disk_takes_the_next_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also ones that are longer; and room is set aside again once there is some."""
+    disk = Disk(tmp_path, monkeypatch)
+    file = ReservedFile(tmp_path / "state.json")
+    file.reserve()
+    file.replace(b"old")
+    disk.fill()
+    for version in (b"new" * 100, b"newer" * 1000):
+        file.replace(version)
+        assert file.path.read_bytes() == version
+    file.reserve()
+    assert disk.used_bytes < RESERVE_BYTES
+    disk.bytes_max = 1 << 40
+    file.reserve()
+    disk.fill()
+    file.replace(b"newest" * 10_000)
+    assert file.path.read_bytes() == b"newest" * 10_000
+
+
+def test_a_disk_that_fails_is_told_and_keeps_its_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room does not help there; nor does it without a reserve."""
+    disk = Disk(tmp_path, monkeypatch)
+    file = ReservedFile(tmp_path / "state.json")
+    file.reserve()
+    disk.fill()
+    disk.error = errno.EIO
+    with pytest.raises(OSError, match="no"):
+        file.replace(b"new")
+    assert disk.used_bytes == RESERVE_BYTES
+    bare = ReservedFile(tmp_path / "bare.json")
+    disk.error = errno.ENOSPC
+    with pytest.raises(OSError, match="no"):
+        bare.replace(b"new")
