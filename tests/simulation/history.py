@@ -26,7 +26,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from dpac_api.errors import Conflict, Corruption, DpacError, Unrecoverable
+from dpac_api.errors import Conflict, DpacError
 from dpac_api.models import CheckpointRequest, DataState, LegSpec
 from dpac_api.quantities import Duration, Size
 from dpac_engine.control import group_state
@@ -277,7 +277,7 @@ class History:
             self.flushed_lsn = min(self.flushed_lsn, head_lsn)
         self.acknowledged_lsn = self.recovered_lsn = head_lsn
         for name, target in self.targets.items():
-            state = self._reader(target).state
+            state = None if target.rotten else self._reader(target).state
             if state is not None and name not in self.fenced and state.cursor.get(SHARD, 0) > head_lsn:
                 raise Wrong(
                     f"target {name} has the journal up to {state.cursor[SHARD]}, which itself ends at {head_lsn}"
@@ -485,6 +485,8 @@ class History:
     def _take_over(self) -> None:
         """Another primary, of a later epoch, commits to a target."""
         name = self.chance.choice(self.legs)
+        if self.targets[name].rotten:
+            return
         writer = RepositoryWriter(self.targets[name].content, UID, KEY_ID, b"wrapped", lambda _: KEY, world.Clock())
         state = writer.open()
         if state is not None and self.chance.random() < 0.3:
@@ -514,6 +516,7 @@ class History:
         self.host.failing_syncs = 0
         for target in self.targets.values():
             target.away, target.slow, target.loss = False, 1, 0.0
+            target.deliver()
         group = self.group
         # Where something rotted, a leg may have to wait for a person.
         counted = [leg for name, leg in group.legs.items() if name not in self.fenced and not self.targets[name].rotten]
@@ -569,12 +572,13 @@ class History:
 
     def _check_targets(self) -> None:
         for name, target in self.targets.items():
-            reader = self._reader(target)
-            if name in self.fenced:
-                self._check_fence(name, reader)
+            target.deliver()
             try:
+                reader = self._reader(target)
+                if name in self.fenced and not target.rotten:
+                    self._check_fence(name, reader)
                 marks = list(reader.marks())
-            except (Corruption, Unrecoverable) as error:
+            except DpacError as error:
                 if not target.rotten:
                     raise Wrong(f"target {name}: {error.message}") from error
                 continue
@@ -602,7 +606,7 @@ class History:
                     found.ljust(device.size_bytes, b"\0"),
                     f"volume {ordinal} in {mark.id} at {name}",
                 )
-        except (Corruption, Unrecoverable) as error:
+        except DpacError as error:
             if not target.rotten:
                 raise Wrong(f"{mark.id} at {name}: {error.message}") from error
 

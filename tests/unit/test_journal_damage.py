@@ -89,6 +89,7 @@ def test_damage_before_what_was_durable_is_told_and_cuts_nothing_off(
             assert state is not None
             state.scan_lsn, state.durable_lsn = min(state.scan_lsn, scan_lsn), 0
             (site.folder / "state.json").write_bytes(group_state.encode(state))
+        sequence = group.state.sequence
         _damage(site, _letters(b"l"))
         again = site.group()
         await again.start()
@@ -97,6 +98,7 @@ def test_damage_before_what_was_durable_is_told_and_cuts_nothing_off(
         device = volume_of(again).read_blocking(0, DISK_BYTES)
         assert device[:BLOCK] == _letters(b"c")
         assert device[2 * BLOCK : 3 * BLOCK] == _letters(b"d")
+        assert again.state.sequence > sequence
         site.targets["copies"].away = False
         await until(lambda: again.legs["copies"].data_state == DataState.CONTINUOUS)
         await shipped(again, tag="after")

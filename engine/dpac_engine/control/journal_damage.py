@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpac_engine.control.group_state import GroupState
+from dpac_engine.core.records import HEADER_BYTES
 from dpac_engine.io import salvage, spool
 from dpac_engine.io.unapplied import ASIDE, Record, read_aside, set_aside
 
@@ -73,6 +74,9 @@ def begin_anew(
             set_aside(aside, [*read_aside(aside), *mine])
     ends = [record[0].next_lsn for record in damage.records] + [leg.cursor for leg in state.legs.values()]
     head_lsn = (max([damage.lsn, state.durable_lsn, *ends]) // spool.FILE_BYTES + 1) * spool.FILE_BYTES
+    state.sequence += (
+        head_lsn - state.scan_lsn
+    ) // HEADER_BYTES  # what was lost may have been checkpoints: no number is used twice
     state.scan_lsn, state.scan_incarnation, state.durable_lsn = head_lsn, state.incarnation, head_lsn
     for leg in state.legs.values():
         leg.lost, leg.tracked = True, False
