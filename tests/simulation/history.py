@@ -21,10 +21,12 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from random import Random
 from typing import Any
+
+import msgspec
 
 from dpac_api.errors import Conflict, DpacError
 from dpac_api.models import CheckpointRequest, DataState, LegSpec
@@ -41,6 +43,7 @@ from dpac_engine.io.repository import RepositoryReader, RepositoryWriter
 from tests.powercut.disk import PAGE_BYTES
 from tests.simulation import host, stage, world
 from tests.simulation.oracle import SECTOR, Device, Written, Wrong, data_of, difference
+from tests.simulation.tails import Tails
 from tests.simulation.target import Target
 
 KEY, KEY_ID, UID, SHARD = bytes(32), "7" * 32, "1" * 32, "6" * 32
@@ -87,6 +90,8 @@ class History:
         self.devices: dict[int, Device] = {}
         self.members: dict[str, int] = {}
         self.legs = ["near"]
+        self.sync: dict[str, dict[str, Any]] = {}
+        """Leg -> what makes it a sync one."""
         self.generation = 1
         self.fenced: dict[str, int] = {}
         """Leg -> the manifest with which another primary took its target over."""
@@ -98,11 +103,14 @@ class History:
         self._heads: deque[tuple[int, int]] = deque()
         self._defects = defects
         self._steps = steps
+        self.pledges_checked = 0
         self._failed: list[str] = []
         self._tags = 0
         self.group: ProbedGroup
         for _ in range(self.chance.choice([1, 1, 2])):
             self._add_member()
+        if self.chance.random() < 0.3:
+            self._make_sync()
 
     # ------------------------------------------------------------------ lives
 
@@ -169,7 +177,7 @@ class History:
             self.recovered_lsn = head_lsn
             self.world.note(f"took back the journal up to {head_lsn}")
 
-        before = group_state.load(host.HostPath(FOLDER) / "state.json") or group_state.GroupState()  # type: ignore[arg-type]
+        before = self._stored_state()
         self.group = group = ProbedGroup(self._assignment(), self._deps(), recovered)
         await group.start()
         await self._until(lambda: all(member.attached for member in group.members.values()), "members are attached")
@@ -406,13 +414,17 @@ class History:
                 self.flushed_lsn = max(self.flushed_lsn, lsn)
             device.flushed = max(device.flushed, count)
             self.world.note(f"flushed before {lsn}")
-            answered.set_result(None)
+            if not answered.done():
+                answered.set_result(None)
 
         volume.flush(done)
-        return answered if self.chance.random() < 0.5 else None  # type: ignore[return-value]
+        return answered if self.chance.random() < 0.5 and not self.sync else None  # type: ignore[return-value]
 
     async def _wait_for_flush(self) -> None:
-        await (self._flush() or asyncio.sleep(0.01))
+        with suppress(
+            TimeoutError, asyncio.CancelledError
+        ):  # a leg that is lost may hold it for as long as it is declared to
+            await asyncio.wait_for(self._flush() or asyncio.sleep(0.01), 10.0)
 
     async def _pause(self) -> None:
         await asyncio.sleep(self.chance.choice([0.0, 0.001, 0.05, 0.3, 1.0, 3.0]))
@@ -454,12 +466,17 @@ class History:
             self.host.fill(None if self.host.full else self.chance.choice([0, 0, 1, 5, 20, 40]))
 
     async def _change_spec(self) -> None:
-        what = self.chance.choice(["add leg", "remove leg", "add member", "remove member", "grow"])
+        what = self.chance.choice(["add leg", "remove leg", "add member", "remove member", "grow", "sync", "async"])
         self.world.note(what)
         if what == "add leg" and len(self.legs) == 1:
             self.legs = ["near", "far"]
         elif what == "remove leg" and len(self.legs) == 2 and "near" not in self.fenced:
             self.legs = ["near"]
+            self.sync.pop("far", None)
+        elif what == "sync":
+            self._make_sync()
+        elif what == "async":
+            self.sync.clear()
         elif what == "add member" and len(self.members) < 3:
             self._add_member()
         elif what == "remove member" and len(self.members) > 1:
@@ -473,6 +490,10 @@ class History:
         await self._until(
             lambda: all(member.attached for member in self.group.members.values()), "members are attached"
         )
+
+    def _make_sync(self) -> None:
+        on_loss, timeout = self.chance.choice(["async", "stop"]), self.chance.choice(["500ms", "5s"])
+        self.sync[self.chance.choice(self.legs)] = {"mode": "sync", "on_loss": on_loss, "timeout": timeout}
 
     def _add_member(self) -> None:
         ordinal = len(self.devices) + 1
@@ -588,7 +609,35 @@ class History:
             chosen = self.chance.sample(marks, min(MARKS_CHECKED, len(marks)))
             for mark in chosen:
                 self._check_mark(name, target, reader, mark)
+            self._check_pledge(name, target, reader)
             self.world.note(f"{name}: {len(marks)} checkpoints, {len(target.content.objects)} objects")
+
+    def _stored_state(self) -> group_state.GroupState:
+        """As it lies on the host."""
+        node = self.host.disk.find(FOLDER).names.get("state.json")
+        if node is None:
+            return group_state.GroupState()
+        return msgspec.json.decode(self.host.disk.read(node, 0, node.size), type=group_state.GroupState)
+
+    def _check_pledge(self, name: str, target: Target, reader: RepositoryReader) -> None:
+        """A sync leg whose loss is not on record has everything that a FLUSH was answered for."""
+        leg = self._stored_state().legs.get(name)
+        if (
+            leg is None
+            or leg.sync != "in sync"
+            or name not in self.sync
+            or name in self.fenced
+            or target.rotten
+            or self.direct
+        ):
+            return
+        mark = reader.resolve("latest")
+        image = reader.image(mark)
+        self.pledges_checked += 1
+        for ordinal in set(reader.members_at(mark)) & set(self.members.values()):
+            volume, device = image.volume(ordinal), self.devices[ordinal]
+            found = volume.read(0, volume.size_bytes).ljust(device.size_bytes, b"\0")
+            device.check_flushed(found, f"volume {ordinal} in {mark.id}, the latest at {name}, a sync leg")
 
     def _check_mark(self, name: str, target: Target, reader: RepositoryReader, mark: Mark) -> None:
         try:
@@ -601,11 +650,10 @@ class History:
                     raise Wrong(
                         f"volume {ordinal} in {mark.id} at {name} has {volume.size_bytes} bytes, not one of {device.sizes}"
                     )
-                difference(
-                    device.at(mark.lsn),
-                    found.ljust(device.size_bytes, b"\0"),
-                    f"volume {ordinal} in {mark.id} at {name}",
-                )
+                found = found.ljust(device.size_bytes, b"\0")
+                behind = reader.require_state().cursor.get(SHARD, 0) < mark.lsn
+                if not (behind and device.was(found, mark.lsn)):
+                    difference(device.at(mark.lsn), found, f"volume {ordinal} in {mark.id} at {name}")
         except DpacError as error:
             if not target.rotten:
                 raise Wrong(f"{mark.id} at {name}: {error.message}") from error
@@ -634,7 +682,7 @@ class History:
             open_writer=self._open_writer,
             compactor=lambda assignment, leg: Compaction(assignment.spec.journal, leg),
             directory=_no_directory,
-            open_tails=_no_tails,
+            open_tails=lambda _, target: Tails(self.world, self.targets[target.path[1:]]),
             open_reader=lambda _, target: self._reader(self.targets[target.path[1:]]),
         )
 
@@ -648,7 +696,7 @@ class History:
                 }
                 for name, ordinal in self.members.items()
             },
-            "replication": {name: {"target": name, "rpo": "3s"} for name in self.legs},
+            "replication": {name: {"target": name, "rpo": "3s"} | self.sync.get(name, {}) for name in self.legs},
         }
         made = WorkerAssignment.model_validate(
             {
@@ -670,10 +718,6 @@ def _path(ordinal: int) -> str:
 
 def _no_directory(*_: object) -> Any:
     raise AssertionError("no member is a directory")
-
-
-def _no_tails(*_: object) -> Any:
-    raise AssertionError("no leg is sync")
 
 
 KINDS: dict[str, Callable[[History], object]] = {"faults": History.run, "rot": History.run_into_rot}

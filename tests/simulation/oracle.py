@@ -36,6 +36,8 @@ class Device:
         """How many entries of the log the newest answered FLUSH covers."""
         self.tried: list[Change] = []
         """A batch that was not acknowledged before the process ended."""
+        self._former: list[list[Written]] = []
+        """Logs whose end a loss of power took; a tail at a target may still tell it until a manifest of a later life is there."""
         self._content: bytearray | None = None
 
     def grow(self, size_bytes: int) -> None:
@@ -68,11 +70,18 @@ class Device:
         """As every change before that place in the journal left it."""
         return bytes(self.replay(entry for entry in self.log if entry.lsn < lsn))
 
+    def was(self, content: bytes, lsn: int) -> bool:
+        """It was so at that place in a journal whose end is lost."""
+        return any(self.replay(entry for entry in log if entry.lsn < lsn) == content for log in self._former)
+
     def took_back(
         self, found: Sequence[tuple[Header, memoryview]], ordinal: int, known_lsn: int, head_lsn: int
     ) -> None:
         """A new life begins with the journal before `head_lsn`: what it lost is gone, what it has of an unacknowledged batch is there."""
-        self.log = [entry for entry in self.log if entry.lsn < head_lsn or entry.direct]
+        kept = [entry for entry in self.log if entry.lsn < head_lsn or entry.direct]
+        if len(kept) < len(self.log):
+            self._former.append(self.log)
+        self.log = kept
         tried, self.tried = self.tried, []
         mine = [
             each for each in found if each[0].member == ordinal and each[0].kind in _DEVICE and each[0].lsn >= known_lsn
@@ -117,6 +126,20 @@ class Device:
         for at in free:
             expected[at : at + SECTOR] = content[at : at + SECTOR]
         difference(bytes(expected), content, what)
+
+    def check_flushed(self, content: bytes, what: str) -> None:
+        """Wrong if a sector is older than the newest answered FLUSH has it."""
+        known = self.replay(self.log[: self.flushed])
+        later = self.log[self.flushed :]
+        for at in range(0, self.size_bytes, SECTOR):
+            found = content[at : at + SECTOR]
+            versions = (
+                entry.data[at - entry.offset :][:SECTOR]
+                for entry in later
+                if entry.offset <= at < entry.offset + len(entry.data)
+            )
+            if found != known[at : at + SECTOR] and found not in versions:
+                raise Wrong(f"{what}: the sector at {at} begins {found[:8].hex()}, not as it was flushed")
 
     def check(self, content: bytes, what: str) -> None:
         """Wrong if that is not what the client wrote."""

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import logging
 import mmap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
@@ -13,9 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, tracking
+from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, sync_leg, tracking
 from dpac_engine.core import bitmap, retention, stripes
-from dpac_engine.io import daemon_thread, files, repository, reserved_file, spare_files, spool
+from dpac_engine.io import daemon_thread, files, repository, reserved_file, spare_files, spool, tails
 from dpac_engine.io.members import overlay, volume, volume_file, write_behind
 from tests.simulation import host, world
 
@@ -40,7 +41,7 @@ class Secrets:
 
 SECRETS = Secrets()
 _OS = host.Proxy()
-_THREADS = SimpleNamespace(Thread=world.Thread, Condition=world.Condition, Lock=world.Lock)
+_THREADS = SimpleNamespace(Thread=world.Thread, Condition=world.Condition, Lock=world.Lock, Event=threading.Event)
 _MMAP = SimpleNamespace(mmap=lambda *args, **named: host.current().mmap(*args, **named), PROT_READ=mmap.PROT_READ)
 _FCNTL = SimpleNamespace(flock=lambda *args: host.current().flock(*args), LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
 
@@ -59,6 +60,7 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
     member: {"os": _OS, "Path": host.HostPath},
     reserved_file: {"os": _OS, "threading": _THREADS},
     group: {"shutil": _OS, "boot_id": lambda: host.current().boot_id},
+    tails: {"threading": _THREADS},
     tracking: {"shutil": _OS},
     daemon_thread: {"threading": _THREADS, "queue": world},
     repository: {"ThreadPoolExecutor": world.AtOnce, "secrets": SECRETS},
@@ -71,6 +73,8 @@ _SMALL: dict[Any, dict[str, Any]] = {
     volume: {"BATCH_BYTES": 32 * 1024, "BATCH_RECORDS": 5},
     overlay: {"ZERO_BLOCKS_MAX": 8},
     reserved_file: {"RESERVE_BYTES": 16 * 1024},
+    tails: {"TAIL_BYTES": 32 * 1024},
+    sync_leg: {"CLOSE_BYTES": 16 * 1024},
     bitmap: {"GRANULARITY_BYTES_MIN": 4096},
     seeding: {"PIECE_BYTES": 32 * 1024, "READ_BYTES": 16 * 1024},
     shipper: {"SLICE_BYTES_MAX": 64 * 1024, "COMPACT_EVERY_SECONDS": 3.0},

@@ -31,7 +31,8 @@ class Target:
         self.rotten: set[str] = set()
         """Objects that are not as they were stored."""
 
-    def _request(self, ask: Callable[[], T], *, changes: bool = False) -> T:
+    def request(self, ask: Callable[[], T], *, changes: bool = False) -> T:
+        """Ask the target; `changes`: it may be done late, or twice. Temporary where no answer comes."""
         world = self._world
         world.pause(LATENCY_NS * self.slow)
         self.deliver(world.now_ns)
@@ -69,7 +70,7 @@ class Target:
     def put(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.put`."""
         content = bytes(data)
-        self._request(lambda: self._put(key, content), changes=True)
+        self.request(lambda: self._put(key, content), changes=True)
 
     def _put(self, key: str, data: bytes | memoryview) -> None:
         self.content.put(key, data)
@@ -78,23 +79,23 @@ class Target:
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `core.ports.Store.create`."""
         content = bytes(data)
-        self._request(lambda: self.content.create(key, content), changes=True)
+        self.request(lambda: self.content.create(key, content), changes=True)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """See `core.ports.Store.get`."""
-        return self._request(lambda: self.content.get(key, offset, length))
+        return self.request(lambda: self.content.get(key, offset, length))
 
     def size(self, key: str) -> int:
         """See `core.ports.Store.size`."""
-        return self._request(lambda: self.content.size(key))
+        return self.request(lambda: self.content.size(key))
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
         """See `core.ports.Store.list`."""
-        return iter(self._request(lambda: [*self.content.list(prefix, start_after)]))
+        return iter(self.request(lambda: [*self.content.list(prefix, start_after)]))
 
     def delete(self, key: str) -> None:
         """See `core.ports.Store.delete`."""
-        self._request(lambda: self.content.delete(key), changes=True)
+        self.request(lambda: self.content.delete(key), changes=True)
 
     def rot(self) -> None:
         """An object is not what it was: a bit flips, it is cut short, gone, or another one lies in its place."""
