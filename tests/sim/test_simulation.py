@@ -19,7 +19,7 @@ from typing import Any
 import hypothesis.internal.conjecture.providers  # noqa: F401 - its plugin would import it within a greenlet
 import pytest
 
-from dpac_engine.control import merging, shipper
+from dpac_engine.control import gate, merging, shipper
 from dpac_engine.core import merge, records
 from dpac_engine.io import reserved_file, spool
 from tests.sim.test_volume_crash import make_impatient
@@ -159,12 +159,17 @@ def _no_reserve(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(reserved_file, "_FULL", ())
 
 
+def _no_wait_for_sync_legs(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(gate.Gate, "_passes", lambda *_: True)
+
+
 MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
     "a commit of the spool without fdatasync": (_no_sync_of_the_spool, 0),
     "a write-behind that does not wait for durability": (make_impatient, 200),
     "a spool whose checksums nobody looks at": (_unchecked_records, 0),
     "a cursor that moves before the manifest": (_cursor_before_the_commit, 0),
     "a state that a full disk does not take": (_no_reserve, 90),
+    "a FLUSH that waits for no sync leg": (_no_wait_for_sync_legs, 20),
     "a merge that loses a row": (_merge_that_loses_a_row, 110),
 }
 """How it is broken, and the first seed to try: so that this takes seconds."""

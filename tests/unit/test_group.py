@@ -699,6 +699,26 @@ def test_checkpoints_are_listed_though_every_first_member_left_before_it_was_who
     run(tmp_path, story)
 
 
+def test_a_group_stops_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its state would have told is found in the journal by the next start."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"kept" + bytes(508))
+        with monkeypatch.context() as full:
+            full.setattr(type(group._state_file), "replace", _full)
+            await group.stop()
+        site.groups.clear()
+        again = site.group()
+        await again.start()
+        assert volume_of(again).read_blocking(0, 4) == b"kept"
+        await protected(again)
+
+    run(tmp_path, story)
+
+
 def test_rot_at_a_target_does_not_end_its_leg(tmp_path: Path, seed: int) -> None:
     """The segment with the newest checkpoint is damaged when the leg opens the target: that is told, and what changes is shipped."""
 

@@ -287,7 +287,10 @@ class Group:
             await member.detach()
         with contextlib.suppress(DpacError):
             await self._wait_durable()  # so that the next start has nothing to replay
-        await self._store()
+        try:
+            await self._store()
+        except OSError as error:
+            self._not_stored(error)  # the next start replays more
         await asyncio.to_thread(self.spool.stop)
 
     async def _stop_legs(self) -> None:
