@@ -43,7 +43,8 @@ class Tail:
     def write(self, offset: int, data: bytes) -> None:
         """See `TailFile.write`; one sector after the other, until the target is away or the process ends."""
         if self._target.loss and self._world.chance.random() < self._target.loss:
-            self._store(offset, data[: self._world.chance.randrange(len(data) // SECTOR_BYTES + 1) * SECTOR_BYTES])
+            whole = (offset + self._world.chance.randrange(len(data) + 1)) // SECTOR_BYTES * SECTOR_BYTES
+            self._store(offset, data[: max(whole - offset, 0)])
             raise Temporary("The target does not answer. Wait.")
         self._target.request(lambda: self._store(offset, data))
 

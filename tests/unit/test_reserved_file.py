@@ -62,6 +62,17 @@ def test_a_full_disk_takes_the_next_versions(tmp_path: Path, monkeypatch: pytest
     assert file.path.read_bytes() == b"newest" * 10_000
 
 
+def test_a_reserve_of_an_earlier_life_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of power may have left its name alone."""
+    disk = Disk(tmp_path, monkeypatch)
+    (tmp_path / "state.json.reserve").touch()
+    file = ReservedFile(tmp_path / "state.json")
+    file.reserve()
+    disk.fill()
+    file.replace(b"new")
+    assert file.path.read_bytes() == b"new"
+
+
 def test_a_disk_that_fails_is_told_and_keeps_its_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room does not help there; nor does it without a reserve."""
     disk = Disk(tmp_path, monkeypatch)

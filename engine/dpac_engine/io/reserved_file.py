@@ -22,6 +22,8 @@ class ReservedFile:
         self.lock = threading.Lock()
         """Held while it is written."""
         self._reserve = path.with_name(f"{path.name}.reserve")
+        self._is_reserved = False
+        """Not known of one that lies there from before: after a loss of power it may be a name without blocks."""
 
     def replace(self, data: bytes) -> None:
         """Replace it, durably; if the disk is full, by what was reserved. Raises OSError."""
@@ -31,21 +33,23 @@ class ReservedFile:
                     replace_file(self.path, data)
                     return
                 except OSError as error:
-                    if error.errno not in _FULL or not self._reserve.exists():
+                    if error.errno not in _FULL or not self._is_reserved:
                         raise
-                    self._reserve.unlink()
+                    self._is_reserved = False
+                    self._reserve.unlink(missing_ok=True)
 
     def reserve(self) -> None:
-        """Set room aside if there is none yet; where the disk has none left, a later call does."""
+        """Set room aside unless that was done; where the disk has none left, a later call does."""
         with self.lock:
-            if self._reserve.exists():
+            if self._is_reserved:
                 return
             try:
-                descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 try:
                     write_all(descriptor, [bytes(RESERVE_BYTES)], 0)  # written, so that its blocks are its own
                 finally:
                     os.close(descriptor)
+                self._is_reserved = True
             except OSError:
                 with contextlib.suppress(OSError):
                     self._reserve.unlink(missing_ok=True)
