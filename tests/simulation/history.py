@@ -561,7 +561,7 @@ class History:
         for leg in counted:
             self._check_latest(leg.name, mark)
         for name in self.fenced:
-            if name in group.legs:
+            if name in group.legs and not self.targets[name].rotten:
                 await self._until(lambda name=name: group.legs[name].fenced, f"{name} is fenced")  # type: ignore[misc]
 
     def _has_all(self, leg: Shipper) -> bool:

@@ -377,7 +377,7 @@ def test_an_idle_group_leaves_its_disk_alone(tmp_path: Path, monkeypatch: pytest
         await protected(group)
         await until(lambda: not group._has_news())
         stored: list[object] = []
-        monkeypatch.setattr(group_module, "replace_file", lambda *arguments: stored.append(arguments))
+        monkeypatch.setattr(group._state_file, "replace", stored.append)
         for _ in range(5):  # what was under way when the group came to rest may end meanwhile, once
             durable_lsn, sequence = group.spool.durable_lsn, group.state.sequence
             stored.clear()
