@@ -22,6 +22,7 @@ import pytest
 from dpac_engine.control import gate, merging, shipper
 from dpac_engine.core import merge, records
 from dpac_engine.io import reserved_file, spool
+from dpac_engine.io.members import volume
 from tests.sim.test_volume_crash import make_impatient
 from tests.simulation import host, stage
 from tests.simulation.campaign import campaign
@@ -127,6 +128,14 @@ def _no_sync_of_the_spool(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(host.Host, "fsync", fsync)
 
 
+def _impatient_write_behind(patches: pytest.MonkeyPatch) -> None:
+    async def at_once(*_: object) -> bool:
+        return True
+
+    make_impatient(patches)
+    patches.setattr(volume.Volume, "_durable", at_once)
+
+
 def _unchecked_records(patches: pytest.MonkeyPatch) -> None:
     def payload_of(stream: memoryview, at: int, header: records.Header) -> memoryview:
         return stream[at + records.HEADER_BYTES :][: header.payload_bytes]
@@ -165,12 +174,12 @@ def _no_wait_for_sync_legs(patches: pytest.MonkeyPatch) -> None:
 
 MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
     "a commit of the spool without fdatasync": (_no_sync_of_the_spool, 0),
-    "a write-behind that does not wait for durability": (make_impatient, 200),
+    "a write-behind that does not wait for durability": (_impatient_write_behind, 0),
     "a spool whose checksums nobody looks at": (_unchecked_records, 0),
     "a cursor that moves before the manifest": (_cursor_before_the_commit, 0),
     "a state that a full disk does not take": (_no_reserve, 90),
     "a FLUSH that waits for no sync leg": (_no_wait_for_sync_legs, 20),
-    "a merge that loses a row": (_merge_that_loses_a_row, 110),
+    "a merge that loses a row": (_merge_that_loses_a_row, 40),
 }
 """How it is broken, and the first seed to try: so that this takes seconds."""
 WITHIN = 300

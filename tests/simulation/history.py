@@ -3,14 +3,15 @@
 Fault model.
 Process: ends at any call that changes a file, which is then done in part, or at any moment of waiting.
 Host: loses power; of what was not synced each sector is there or not, of names a prefix (`tests/powercut/disk.py`).
-Disk of the journal: full for a while; a sync of the spool fails; a bit flips or a page lands elsewhere while the process is dead.
-Target: slow, away, requests and answers lost, bits of stored segments flip, another primary writes.
-Person: adds and removes volumes and legs, makes volumes larger.
+Disk of the journal and of the group's state: full for a while, to the last page; a sync of the spool fails; a bit flips or a page lands elsewhere
+while the process is dead.
+Target: slow, away, requests and answers lost, requests done late or twice, objects rot, are cut short, gone, or another's; another primary writes.
+Person: adds and removes volumes and legs, makes volumes larger, makes legs sync ones and back.
 
 What must be true.
 After a kill every acknowledged change is there. After a loss of power the device is as the journal before some place left it, and
 that place is not before the newest answered FLUSH. Every checkpoint that a target lists gives exactly what the devices held at its
-mark, or, where something rotted, an error of the tree. Checkpoints are in order. No target is ahead of the journal. The
+mark, or, where something rotted, an error of the tree. A sync leg's target has what a FLUSH was answered for unless its loss is on record. Checkpoints are in order. No target is ahead of the journal. The
 spool keeps to its quota. Once the faults end, every leg gets there: its `latest` is the device. A stale primary adds nothing.
 Nothing is logged as a defect, no task fails.
 """
@@ -427,7 +428,7 @@ class History:
             await asyncio.wait_for(self._flush() or asyncio.sleep(0.01), 10.0)
 
     async def _pause(self) -> None:
-        await asyncio.sleep(self.chance.choice([0.0, 0.001, 0.05, 0.3, 1.0, 3.0]))
+        await asyncio.sleep(self.chance.choice([0.0, 0.001, 0.05, 0.3, 1.0, 3.0, 12.0]))
 
     def _read(self) -> None:
         ordinal, device, volume = self._any()
@@ -525,7 +526,8 @@ class History:
 
     async def _lose_power(self) -> None:
         """While volumes write behind what was written last."""
-        await asyncio.sleep(self.chance.choice([0.0, 0.1, 0.25, 0.5]))
+        await self._write()
+        await asyncio.sleep(self.chance.choice([0.0, 0.25, 0.3, 0.5]))
         self._power_goes = True
         raise world.Ended
 
