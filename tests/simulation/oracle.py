@@ -110,6 +110,7 @@ class Device:
             ]
             if found not in versions:
                 raise Wrong(f"{what}: the sector at {at} was never so")
+        self._former.append(self.log)
         self.log = [*(entry for entry in self.log if entry.lsn < lsn), Written(lsn, 0, content, True)]
         self.flushed, self._content = len(self.log), None
 
