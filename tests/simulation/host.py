@@ -167,7 +167,11 @@ class Host:
             return False
         pages = range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))
         wanted = sum(page not in node.pages for page in pages)
-        return wanted > 0 and _pages_below(self.disk.find("/host/group")) + wanted > self._room_pages
+        return wanted > 0 and self._pages_below(self.disk.find("/host/group")) + wanted > self._room_pages
+
+    def _pages_below(self, node: Node) -> int:
+        own = -(-node.size // PAGE_BYTES) if node.number in self._reserved else len(node.pages)
+        return own + sum(self._pages_below(child) for child in node.names.values())
 
     @property
     def full(self) -> bool:
@@ -176,7 +180,7 @@ class Host:
 
     def fill(self, room_pages: int | None) -> None:
         """So many pages are left there; None: as many as anybody wants."""
-        self._room_pages = None if room_pages is None else _pages_below(self.disk.find("/host/group")) + room_pages
+        self._room_pages = None if room_pages is None else self._pages_below(self.disk.find("/host/group")) + room_pages
 
     def ftruncate(self, descriptor: int, size: int) -> None:
         """See `os.ftruncate`."""
@@ -290,10 +294,6 @@ class Host:
         node.pages[page] = node.synced_pages[page] = bytes(content)
         if node.number in self._maps:
             self._maps[node.number][offset] = content[at]
-
-
-def _pages_below(node: Node) -> int:
-    return len(node.pages) + sum(_pages_below(child) for child in node.names.values())
 
 
 def _status(node: Node) -> Status:
