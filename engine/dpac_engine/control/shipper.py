@@ -630,6 +630,8 @@ class Shipper:
         ends = (ref.lsn_to - 1 for ref in self._writer.reader.refs())
         needed = max(changed, self._log_from, *ends)
         self._forced_to_lsn = max(self._forced_to_lsn, needed)
+        if self.group.spool.durable_lsn < needed:  # marks of an idle group are made durable once a minute
+            self.group.spool.when_durable(needed, lambda error: None if error else self.nudge())
         return self.memory.cursor >= needed
 
     async def _held_volume(self, ordinal: int, info: MemberInfo) -> TargetVolume | None:
