@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -48,17 +49,17 @@ def test_a_full_disk_takes_the_next_versions(tmp_path: Path, monkeypatch: pytest
     disk = Disk(tmp_path, monkeypatch)
     file = ReservedFile(tmp_path / "state.json")
     file.reserve()
-    file.replace(b"old")
+    file.replace(lambda: b"old")
     disk.fill()
     for version in (b"new" * 100, b"newer" * 1000):
-        file.replace(version)
+        file.replace(lambda version=version: version)  # type: ignore[misc]
         assert file.path.read_bytes() == version
     file.reserve()
     assert disk.used_bytes < RESERVE_BYTES
     disk.bytes_max = 1 << 40
     file.reserve()
     disk.fill()
-    file.replace(b"newest" * 10_000)
+    file.replace(lambda: b"newest" * 10_000)
     assert file.path.read_bytes() == b"newest" * 10_000
 
 
@@ -69,7 +70,7 @@ def test_a_reserve_of_an_earlier_life_is_made_anew(tmp_path: Path, monkeypatch: 
     file = ReservedFile(tmp_path / "state.json")
     file.reserve()
     disk.fill()
-    file.replace(b"new")
+    file.replace(lambda: b"new")
     assert file.path.read_bytes() == b"new"
 
 
@@ -81,9 +82,19 @@ def test_a_disk_that_fails_is_told_and_keeps_its_reserve(tmp_path: Path, monkeyp
     disk.fill()
     disk.error = errno.EIO
     with pytest.raises(OSError, match="no"):
-        file.replace(b"new")
+        file.replace(lambda: b"new")
     assert disk.used_bytes == RESERVE_BYTES
     bare = ReservedFile(tmp_path / "bare.json")
     disk.error = errno.ENOSPC
     with pytest.raises(OSError, match="no"):
-        bare.replace(b"new")
+        bare.replace(lambda: b"new")
+
+
+def test_what_is_stored_never_becomes_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited for its turn stores what is true then, not what was true when it came."""
+    file, truth = ReservedFile(tmp_path / "state.json"), [b"in sync"]
+    turn = mock.MagicMock()
+    turn.__enter__.side_effect = lambda: truth.append(b"lost")  # somebody else had the turn until now, and stored this
+    monkeypatch.setattr(file, "lock", turn)
+    file.replace(lambda: truth[-1])
+    assert file.path.read_bytes() == b"lost"

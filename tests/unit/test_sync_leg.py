@@ -161,6 +161,13 @@ def phase(group: Group) -> Phase:
     return group.sync_legs["copies"].phase
 
 
+def stored_pledge(group: Group) -> str | None:
+    """What a next life would find of the leg."""
+    state = group_state.load(group.folder / "state.json")
+    assert state is not None
+    return state.legs["copies"].sync
+
+
 def conditions(group: Group) -> set[str]:
     """What the group complains of."""
     return {condition.type for condition in group.status().conditions}
@@ -292,6 +299,57 @@ def test_a_changed_declaration_frees_what_is_held(tmp_path: Path, leg: dict[str,
         await group.apply(site.assignment(generation=2, spec=spec))
         await until(lambda: flush.answered)
         assert flush.error is None
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["at work", "while it was dead"])
+def test_a_pledge_that_was_withdrawn_is_on_record_no_more(tmp_path: Path, dead: bool) -> None:
+    """A leg that was declared asynchronous meanwhile, and is a sync one again after a kill, joins: nothing waits for it, whatever on_loss says."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="stop", timeout=SOON)
+        await group.start()
+        await protected(group)
+        await in_sync(group)
+        without = {"replication": {"copies": {"target": "copies", "rpo": "1s"}}}
+        if dead:
+            await site.kill(group)
+            site.assignment(generation=2, spec=without)
+            group = groups.Site.group(site)
+            await group.start()
+        else:
+            await group.apply(site.assignment(generation=2, spec=without))
+        assert stored_pledge(group) is None
+        site.target.away = True
+        write(group, 0, b"x" * 4096)
+        await flushed(group)
+        await site.kill(group)
+        group = site.group(generation=3, on_loss="stop", timeout=SOON)
+        await group.start()
+        assert phase(group) is Phase.JOINING
+        await flushed(group)
+        site.target.away = False
+        await in_sync(group)
+        assert stored_pledge(group) == "in sync"
+
+    run(tmp_path, story)
+
+
+def test_a_leg_that_was_removed_leaves_no_pledge(tmp_path: Path) -> None:
+    """Added again under its name, it joins, also if the backend died in between."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="stop", timeout=SOON)
+        await group.start()
+        await protected(group)
+        await in_sync(group)
+        await group.apply(site.assignment(generation=2, spec={"replication": {}}))
+        await site.kill(group)
+        site.target.away = True
+        group = site.group(generation=3, on_loss="stop", timeout=SOON)
+        await group.start()
+        assert phase(group) is Phase.JOINING
 
     run(tmp_path, story)
 

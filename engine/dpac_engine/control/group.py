@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from datetime import datetime
 from pathlib import Path
@@ -163,13 +163,8 @@ class Group:
 
     def spec_object(self) -> SpecObject:
         """The declaration, for the repository."""
-        return SpecObject(
-            self.assignment.name,
-            self.assignment.site_uid,
-            self.assignment.generation,
-            self.assignment.spec.model_dump(mode="json"),
-            self.assignment.identity(),
-        )
+        made = self.assignment
+        return SpecObject(made.name, made.site_uid, made.generation, made.spec.model_dump(mode="json"), made.identity())
 
     def member_infos(self) -> Mapping[int, MemberInfo]:
         """Ordinal -> member."""
@@ -188,8 +183,9 @@ class Group:
         return self._stamps.next(self._deps.clock.now_ns(), self._deps.clock.monotonic_ns())
 
     async def record(self) -> None:
-        """See `sync_leg.SyncView`."""
-        await self.store_state()
+        """See `sync_leg.SyncView`; the bitmaps before the state: records before its `scan_lsn` are not looked at again."""
+        await self.tracking.store()
+        await asyncio.to_thread(self._store_state)
 
     def poke(self) -> None:
         """See `sync_leg.SyncView`."""
@@ -227,6 +223,7 @@ class Group:
             epochs=[(self.assignment.epoch, 0)],
             legs={name: LegMemory(0) for name in self.assignment.spec.replication},
         )
+        group_state.withdraw(self.state, self.assignment.spec.replication)
         if self.assignment.epoch != self.state.epochs[-1][0]:
             raise Invalid(f"Epoch {self.assignment.epoch} was assigned, but this host has {self.state.epochs[-1][0]}.")
         tag = self.shard_tag
@@ -287,10 +284,7 @@ class Group:
             await member.detach()
         with contextlib.suppress(DpacError):
             await self._wait_durable()  # so that the next start has nothing to replay
-        try:
-            await self._store()
-        except OSError as error:
-            self._not_stored(error)  # the next start replays more
+        await self._keep(self._store)  # else the next start replays more
         await asyncio.to_thread(self.spool.stop)
 
     async def _stop_legs(self) -> None:
@@ -313,6 +307,7 @@ class Group:
             for member in self.members.values():
                 await member.attach()
             await self._drop_legs()
+            await self._keep(self.record)  # else a later life acts on what was withdrawn
             for leg in self.legs.values():
                 if before.targets.get(leg.spec.target) != assignment.targets.get(leg.spec.target):
                     leg.reopen()  # the same place, reached in another way: other credentials, another proxy
@@ -397,11 +392,11 @@ class Group:
             if name in self.sync_legs and (goes or wanted[name].mode != "sync"):
                 await self.sync_legs.pop(name).stop()
                 leg.tail_in_use = lambda: None
-                leg.memory.sync = None
             if goes:
                 await self.legs.pop(name).stop()
                 self.state.legs.pop(name, None)
                 await self.tracking.end(name)
+        group_state.withdraw(self.state, wanted)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -529,7 +524,7 @@ class Group:
             self.state.scan_incarnation = self.state.incarnation
         self.state.stamp = self.stamp()
         cursors, told, now = self._cursors(), group_state.told(self.state), self._loop.time()
-        await self.store_state()
+        await self.record()
         await asyncio.to_thread(self._state_file.reserve)
         self._told, self._stored_at = told, now
         cursors += self._cursors()  # a leg that was lost may have come back meanwhile
@@ -543,10 +538,11 @@ class Group:
         wanted = (leg.resync_lsn if leg.memory.lost else leg.memory.cursor for leg in self.legs.values())
         return [lsn for lsn in wanted if lsn is not None]
 
-    async def store_state(self) -> None:
-        """Make `state` durable, the bitmaps before: records before its `scan_lsn` are not looked at again. Raises OSError."""
-        await self.tracking.store()
-        await asyncio.to_thread(self._store_state)
+    async def _keep(self, store: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await store()
+        except OSError as error:
+            self._not_stored(error)
 
     def _not_stored(self, error: OSError) -> None:
         """Without its state stored nothing of the spool can be recycled: the disk is full, most likely."""
@@ -564,7 +560,7 @@ class Group:
             leg.journal_broken = False
 
     def _store_state(self) -> None:
-        self._state_file.replace(group_state.encode(self.state))
+        self._state_file.replace(lambda: group_state.encode(self.state))
 
     def _remember(self) -> None:
         # Called when the journal has just failed: its disk may be this one, and full.

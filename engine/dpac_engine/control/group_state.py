@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from dpac_api.errors import Corruption
+from dpac_api.models import LegSpec
 
 
 class MemberMemory(msgspec.Struct):
@@ -86,6 +88,13 @@ def load(path: Path) -> GroupState | None:
         raise Corruption(
             f"{path} cannot be read: {error}. Restore the group from a target (`dpac restore`)."
         ) from error
+
+
+def withdraw(state: GroupState, declared: Mapping[str, LegSpec]) -> None:
+    """A leg that is no sync one any more pledges nothing: what is acknowledged without it would make its record untrue."""
+    for name, leg in state.legs.items():
+        if name not in declared or declared[name].mode != "sync":
+            leg.sync = None
 
 
 def encode(state: GroupState) -> bytes:

@@ -89,7 +89,7 @@ class JournalReturn:
         state.scan_incarnation = state.incarnation
         for leg in group.legs.values():
             leg.memory.lost, leg.memory.tracked = True, False
-        await group.store_state()
+        await group.record()
         identity = Identity(group.shard_tag, group.epochs[-1][0], state.incarnation)
         await asyncio.to_thread(group.spool.begin_anew, identity, head_lsn)
         group.began_anew(head_lsn)

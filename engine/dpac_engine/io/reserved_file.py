@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from dpac_engine.io.files import replace_file, write_all
@@ -25,9 +26,13 @@ class ReservedFile:
         self._is_reserved = False
         """Not known of one that lies there from before: after a loss of power it may be a name without blocks."""
 
-    def replace(self, data: bytes) -> None:
-        """Replace it, durably; if the disk is full, by what was reserved. Raises OSError."""
+    def replace(self, content: Callable[[], bytes]) -> None:
+        """Replace it, durably; if the disk is full, by what was reserved. Raises OSError.
+
+        `content` is asked once nobody else writes, so that what lies there never becomes older.
+        """
         with self.lock:
+            data = content()
             while True:
                 try:
                     replace_file(self.path, data)
