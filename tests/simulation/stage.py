@@ -16,7 +16,7 @@ from unittest import mock
 
 from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, sync_leg, tracking
 from dpac_engine.core import bitmap, retention, stripes
-from dpac_engine.io import daemon_thread, files, repository, reserved_file, spare_files, spool, tails
+from dpac_engine.io import daemon_thread, durable_note, files, repository, reserved_file, spare_files, spool, tails
 from dpac_engine.io.members import overlay, volume, volume_file, write_behind
 from tests.simulation import host, world
 
@@ -48,6 +48,7 @@ _FCNTL = SimpleNamespace(flock=lambda *args: host.current().flock(*args), LOCK_E
 _STAND_INS: dict[Any, dict[str, Any]] = {
     spool: {"os": _OS, "threading": _THREADS, "mmap": _MMAP},
     spare_files: {"os": _OS, "threading": _THREADS},
+    durable_note: {"os": _OS, "threading": _THREADS},
     files: {"os": _OS, "open": host.OpenedFile},
     volume: {
         "os": _OS,

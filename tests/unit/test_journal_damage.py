@@ -14,7 +14,7 @@ from dpac_engine.control import group_state
 from dpac_engine.control.group import Group
 from dpac_engine.core import records
 from dpac_engine.core.records import HEADER_BYTES, Kind
-from dpac_engine.io import salvage
+from dpac_engine.io import durable_note, salvage
 from dpac_engine.io import spool as spool_module
 from tests.unit.test_group import (
     DISK_BYTES,
@@ -46,6 +46,19 @@ def _damage(site: Site, block: bytes) -> None:
             content[at] ^= 1
             path.write_bytes(content)
             return
+    raise AssertionError("the record is in no spool file any more")
+
+
+def _damage_to_the_end(site: Site, block: bytes) -> None:
+    """The newest record whose payload is that, and all that lies behind it."""
+    for path in reversed(_spool_files(site)):
+        content = bytearray(path.read_bytes())
+        at = content.rfind(block)
+        if at >= 0:
+            content[at - HEADER_BYTES :] = bytes(len(content) - at + HEADER_BYTES)
+            path.write_bytes(content)
+            return
+        path.write_bytes(bytes(len(content)))
     raise AssertionError("the record is in no spool file any more")
 
 
@@ -134,6 +147,62 @@ def test_an_end_that_a_loss_of_power_tore_is_an_end(tmp_path: Path, monkeypatch:
         assert "JournalDamaged" not in condition_types(again)
 
     run(tmp_path, story)
+
+
+@pytest.mark.parametrize("place", ["the volume's file", "the target", "neither"])
+def test_damage_up_to_the_end_is_told_where_anything_else_has_what_it_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Nothing whole lies behind it, as where an append was cut short: but taken for that, volume and target would differ for good."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        volume, target = volume_of(group), site.targets["copies"]
+        target.away = place != "the target"
+        old = group_state.load(site.folder / "state.json")
+        assert old is not None
+        if place != "the volume's file":
+            monkeypatch.setattr(volume, "_apply_batch", asyncio.Event().wait)
+        write(group, 0, _letters(b"x"))
+        answers: list[OSError | None] = []
+        volume.flush(answers.append)
+        await until(lambda: answers)
+        if place == "the volume's file":
+            volume.hurry()
+            await until(lambda: site.disk.read_bytes()[:BLOCK] == _letters(b"x"))
+        elif place == "the target":
+            await shipped(group, tag="before")
+        await site.kill(group)
+        (site.folder / "state.json").write_bytes(group_state.encode(old))
+        _damage_to_the_end(site, _letters(b"x"))
+        again = site.group()
+        await again.start()
+        assert ("JournalDamaged" in condition_types(again)) == (place != "neither")
+        await until(lambda: again.members[1].attached)
+        device = volume_of(again).read_blocking(0, DISK_BYTES)
+        assert device[:BLOCK] == (_letters(b"x") if place == "the volume's file" else bytes(BLOCK))
+        target.away = False
+        await until(lambda: again.legs["copies"].data_state == DataState.CONTINUOUS)
+        await shipped(again, tag="after")
+        assert site.disk_at(at="tag:after") == device
+
+    run(tmp_path, story)
+
+
+def test_a_note_of_what_is_durable_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    """Missing, cut short or damaged: then what `state.json` says holds."""
+    assert durable_note.read(tmp_path) == 0
+    note = durable_note.DurableNote(tmp_path)
+    for lsn in (128, 64, 192):
+        note.leave(lsn)
+    content = (tmp_path / durable_note.NAME).read_bytes()
+    assert durable_note.read(tmp_path) == 192
+    for broken in (content[:-1], b"", bytes(16), bytes([content[0] ^ 1]) + content[1:]):
+        (tmp_path / durable_note.NAME).write_bytes(broken)
+        assert durable_note.read(tmp_path) == 0
+    durable_note.DurableNote(tmp_path / "missing").leave(64)  # a disk that does not take it ends nothing
 
 
 def test_whole_records_behind_damage_are_found_wherever_they_lie(

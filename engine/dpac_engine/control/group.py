@@ -44,6 +44,7 @@ from dpac_engine.core.checkpoints import CutBody, Mark, decode_mark
 from dpac_engine.core.ports import Clock, TailStore
 from dpac_engine.core.records import Flags, Header, Kind
 from dpac_engine.core.stamps import Stamps
+from dpac_engine.io import durable_note
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.nbd.export import Export
 from dpac_engine.io.overlay_blocks import boot_id
@@ -227,6 +228,7 @@ class Group:
         if self.assignment.epoch != self.state.epochs[-1][0]:
             raise Invalid(f"Epoch {self.assignment.epoch} was assigned, but this host has {self.state.epochs[-1][0]}.")
         tag = self.shard_tag
+        self.state.durable_lsn = max(self.state.durable_lsn, durable_note.read(self.folder / "spool"))
         records = list(spool_module.scan(self.folder / "spool", self.state.scan_lsn, tag, self.state.scan_incarnation))
         end = records[-1][0].next_lsn if records else self.state.scan_lsn
         boot = boot_id()

@@ -465,11 +465,8 @@ class Shipper:
         return _Slice(rows, marks, end, (first_stamp, last_stamp))
 
     def _store_slice(self, piece: _Slice, members: dict[int, MemberState]) -> None:
-        add = []
-        if len(piece.rows):
-            add.append(
-                self._put(piece.rows, piece.marks, SegmentKind.LOG, self.memory.cursor, piece.to_lsn, piece.stamps)
-            )
+        rows, at = piece.rows, self.memory.cursor
+        add = [self._put(rows, piece.marks, SegmentKind.LOG, at, piece.to_lsn, piece.stamps)] if len(rows) else []
         self._commit(members=members, cursor=piece.to_lsn, add=add)
 
     def _put(
@@ -511,6 +508,7 @@ class Shipper:
             self.escrow = writer.put_escrow(group.escrow_keys)
             writer.put_spec(number, group.spec_object())
         at = self.memory.cursor if cursor is None else cursor
+        group.spool.note_durable()
         state = writer.commit(
             epoch=group.epochs[-1][0],
             epochs=group.epochs,

@@ -24,6 +24,7 @@ from dpac_api.errors import Corruption
 from dpac_engine.core import records
 from dpac_engine.core.records import ALIGNMENT_BYTES, HEADER_BYTES, Flags, Header, Kind, Records
 from dpac_engine.io import spare_files
+from dpac_engine.io.durable_note import DurableNote
 from dpac_engine.io.files import make_folder, sync_folder, write_all
 from dpac_engine.io.spare_files import KEPT, SpareFiles
 
@@ -105,6 +106,7 @@ class Spool:
         self._error: OSError | None = None
         self._renamed = False
         self._syncs = 0
+        self._note = DurableNote(folder)
         make_folder(folder)
         for path in folder.glob("*.spool"):
             index = int(path.stem, 16)
@@ -115,6 +117,7 @@ class Spool:
         # written over it: else a loss of power could bring it back, and the scan would leap over what was written.
         self._void_head()
         self._sync_all()
+        self.note_durable()  # now, so that its place is there when the disk is full
         self._open(head_lsn // FILE_BYTES, AT_ONCE_BYTES)
         self._thread = threading.Thread(target=self._commit, name=f"commit-{folder.parent.name[:8]}", daemon=True)
         self._thread.start()
@@ -226,6 +229,10 @@ class Spool:
         with self._wake:
             self._wanted_lsn = max(self._wanted_lsn, lsn)
             self._wake.notify()
+
+    def note_durable(self) -> None:
+        """To be called before what is durable goes where it outlives the spool: if its end is damaged, the next life can tell. Blocks."""
+        self._note.leave(self.durable_lsn)
 
     def _commit(self) -> None:
         durable = self.durable_lsn

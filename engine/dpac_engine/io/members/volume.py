@@ -522,6 +522,7 @@ class Volume:
 
     def _apply_blocking(self, batch: Sequence[Pending]) -> None:
         self.writes += 1
+        self._spool.note_durable()
         bring(self._fd, batch, self._spool.view, self.size_bytes)
 
     @property
