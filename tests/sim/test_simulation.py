@@ -24,7 +24,7 @@ from dpac_engine.core import merge, records
 from dpac_engine.io import reserved_file, spool
 from dpac_engine.io.members import volume
 from tests.sim.test_volume_crash import make_impatient
-from tests.simulation import host, stage
+from tests.simulation import host, oracle, stage
 from tests.simulation.campaign import campaign
 from tests.simulation.history import play, replay_command
 
@@ -117,6 +117,27 @@ def test_a_seed_tells_everything_that_happens(defects: stage.Defects, seed: int)
 
 
 # ---------------------------------------------------------------------- it can see every promise broken
+
+
+def test_a_start_without_a_journal_answers_no_flush() -> None:
+    """What it finds is durable here, but a sync leg's target need not have it until a FLUSH is answered; what one was answered for, it must."""
+    old, new, newer = (letter * oracle.SECTOR for letter in (b"o", b"n", b"x"))
+    device = oracle.Device(oracle.SECTOR)
+    device.add(oracle.Written(0, 0, old, False))
+    device.flush_answered(1)
+    device.add(oracle.Written(64, 0, new, False))
+    device.adopt(new, 64, "the device")
+    device.began()
+    for sound in (old, new):
+        device.check_flushed(sound, "the target")
+    with pytest.raises(oracle.Wrong, match="not as it was flushed"):
+        device.check_flushed(bytes(oracle.SECTOR), "the target")
+    device.add(oracle.Written(128, 0, newer, False))
+    device.flush_answered(2)
+    for sound in (new, newer):
+        device.check_flushed(sound, "the target")
+    with pytest.raises(oracle.Wrong, match="not as it was flushed"):
+        device.check_flushed(old, "the target")
 
 
 def _no_sync_of_the_spool(patches: pytest.MonkeyPatch) -> None:

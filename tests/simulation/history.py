@@ -38,6 +38,7 @@ from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
 from dpac_engine.control.shipper import Shipper
 from dpac_engine.core.checkpoints import Mark
+from dpac_engine.io import durable_note
 from dpac_engine.io.members.volume import Volume
 from dpac_engine.io.nbd.export import Change, ChangeKind
 from dpac_engine.io.repository import RepositoryReader, RepositoryWriter
@@ -147,11 +148,16 @@ class History:
         return True
 
     def _damage_spool(self) -> list[tuple[int, int]]:
-        """A bit of a record is another one, or a page was written to another page's place; the LSNs there."""
-        disk, hurt = self.host.disk, list[tuple[int, int]]()
+        """A bit of a record is another one, or a page was written to another page's place; from where to where bytes are others now."""
+        disk, sound = self.host.disk, dict[int, tuple[Any, int, bytes]]()
         folder = disk.find(FOLDER).names.get("spool")  # the first life may have ended before there was one
         names = folder.names if folder else {}
         nodes = [(int(name[:16], 16), node) for name, node in sorted(names.items()) if name.endswith(".spool")]
+
+        def keep(index: int, node: Any, page: int) -> None:
+            begin = index * stage.SPOOL_FILE_BYTES + page * PAGE_BYTES
+            sound.setdefault(begin, (node, page, bytes(node.pages[page])))
+
         for _ in range(self.chance.randint(1, 4)):
             if not nodes:
                 break
@@ -161,14 +167,19 @@ class History:
                 continue
             page = self.chance.choice(written)
             if self.chance.random() < 0.5:
+                keep(index, node, page)
                 self.host.rot(node, page * PAGE_BYTES + self.chance.randrange(PAGE_BYTES), self.chance)
             else:
                 source, page = page, self.chance.choice(written)
+                keep(index, node, page)
                 disk.write(node, page * PAGE_BYTES, node.pages[source], self.world.now_ns)
             begin = index * stage.SPOOL_FILE_BYTES + page * PAGE_BYTES
-            hurt.append((begin, begin + PAGE_BYTES))
             self.world.note(f"damage in page {page} of file {node.number}: LSN {begin} to {begin + PAGE_BYTES}")
         self.host.restart(None, forget_maps=True)
+        hurt = list[tuple[int, int]]()
+        for begin, (node, page, before) in sound.items():
+            if others := [at for at, byte in enumerate(node.pages[page]) if byte != before[at]]:
+                hurt.append((begin + others[0], begin + others[-1] + 1))
         return hurt
 
     async def _life_after_damage(self, hurt: list[tuple[int, int]]) -> bool:
@@ -179,24 +190,30 @@ class History:
             self.world.note(f"took back the journal up to {head_lsn}")
 
         before = self._stored_state()
+        known_lsn = max(before.durable_lsn, durable_note.read(host.HostPath(f"{FOLDER}/spool")))  # type: ignore[arg-type]
         self.group = group = ProbedGroup(self._assignment(), self._deps(), recovered)
         await group.start()
         await self._until(lambda: all(member.attached for member in group.members.values()), "members are attached")
         # What is durable for sure: all there was, or, after a loss of power, what is on record.
         damage = [begin for begin, end in hurt if end > before.scan_lsn]
         noticed = not self.cut or bool(group.journal_damage) or not damage
-        if self.cut and min(damage, default=1 << 62) + PAGE_BYTES <= before.durable_lsn and not group.journal_damage:
-            raise Wrong(f"damage at LSN {min(damage)} went unnoticed, and {before.durable_lsn} had been durable")
+        entries = [entry for device in self.devices.values() for entry in device.log]
+        hit = [entry.lsn for entry in entries if before.scan_lsn <= entry.lsn < known_lsn and entry.is_hit(*damage)]
+        if hit and not group.journal_damage and not self.direct:
+            raise Wrong(f"damage to the record at LSN {min(hit)} went unnoticed, and {known_lsn} had been durable")
         durable_lsn = self.flushed_lsn if self.cut else self.acknowledged_lsn
         for ordinal in self.members.values():
             device, volume = self.devices[ordinal], self._volume(ordinal)
             found, what = volume.read_blocking(0, device.size_bytes), f"volume {ordinal} after damage to the journal"
             if noticed and not self.direct:
                 device.check_salvaged(found, hurt, durable_lsn, what)
-            device.flushed = 0
+            device.forget_flushes()
             device.adopt(found, self.recovered_lsn, what)
         await self._until(lambda: all(leg.repository or leg.error for leg in group.legs.values()), "targets are opened")
         ahead = [leg for leg in group.legs.values() if isinstance(leg.error, Conflict)]
+        for leg in ahead:
+            if not (self.cut or self.direct or leg.name in self.fenced or self.targets[leg.name].rotten):
+                raise Wrong(f"after a kill a damaged journal was begun before what {leg.name} has: {leg.error}")
         healed = not ahead and noticed and not self.direct
         await (self._settle() if healed else asyncio.sleep(20.0))
         await group.stop()
@@ -300,7 +317,7 @@ class History:
                 device.flushed = device.flushed if self.cut else len(device.log)
                 device.adopt(found, self.recovered_lsn, f"volume {ordinal} after an end without a journal")
             device.check(found, f"volume {ordinal} at the start")
-            device.flushed = min(device.flushed, len(device.log))
+            device.began()
         self.cut = self.direct = False
         self.acknowledged_lsn = self.group.spool.head_lsn
 
@@ -413,7 +430,7 @@ class History:
                 return
             if not group.journal_error:
                 self.flushed_lsn = max(self.flushed_lsn, lsn)
-            device.flushed = max(device.flushed, count)
+            device.flush_answered(count)
             self.world.note(f"flushed before {lsn}")
             if not answered.done():
                 answered.set_result(None)

@@ -20,6 +20,11 @@ class Written(NamedTuple):
     data: bytes
     direct: bool
 
+    def is_hit(self, *lsns: int) -> bool:
+        """A byte of its record lies there. What leaves zeroes may be a header alone."""
+        stored = HEADER_BYTES + (len(self.data) if any(self.data) else 0)
+        return not self.direct and any(self.lsn <= lsn < self.lsn + stored for lsn in lsns)
+
 
 class Wrong(AssertionError):
     """A promise was broken."""
@@ -33,12 +38,30 @@ class Device:
         self.size_bytes = size_bytes
         self.log: list[Written] = []
         self.flushed = 0
-        """How many entries of the log the newest answered FLUSH covers."""
+        """How many entries of the log are durable here: the newest answered FLUSH covers them, or a start without a journal found them."""
+        self.answered = 0
+        """How many of them the newest answered FLUSH covers: what a sync leg's target must have."""
+        self._answered_before: tuple[bytes, list[Written]] | None = None
+        """Where a start without a journal came after that FLUSH: what it covered, and what was changed from there to that start."""
         self.tried: list[Change] = []
         """A batch that was not acknowledged before the process ended."""
         self._former: list[list[Written]] = []
         """Logs whose end a loss of power took; a tail at a target may still tell it until a manifest of a later life is there."""
         self._content: bytearray | None = None
+
+    def flush_answered(self, count: int) -> None:
+        """A FLUSH that found so many entries was answered."""
+        self.flushed = max(self.flushed, count)
+        if count > self.answered:
+            self.answered, self._answered_before = count, None
+
+    def forget_flushes(self) -> None:
+        """Damage may have taken what any of them covered."""
+        self.flushed, self.answered, self._answered_before = 0, 0, None
+
+    def began(self) -> None:
+        """A life begins with this log: nothing beyond it was ever flushed."""
+        self.flushed, self.answered = min(self.flushed, len(self.log)), min(self.answered, len(self.log))
 
     def grow(self, size_bytes: int) -> None:
         """The device has that size from now on."""
@@ -93,12 +116,10 @@ class Device:
 
     def adopt(self, content: bytes, lsn: int, what: str) -> None:
         """After an end without a journal: each sector is as some change since the newest FLUSH left it, or as that found it."""
-        later = [
-            *self.log[self.flushed :],
-            *(Written(lsn, change.offset, data_of(change), True) for change in self.tried),
-        ]
-        known = self.replay(self.log[: self.flushed])
-        self.tried = []
+        tried = [Written(lsn, change.offset, data_of(change), True) for change in self.tried]
+        known, later = self.replay(self.log[: self.flushed]), [*self.log[self.flushed :], *tried]
+        answered, since = self._answered
+        self._answered_before, self.tried = (answered, [*since, *tried]), []
         for at in range(0, self.size_bytes, SECTOR):
             found = content[at : at + SECTOR]
             if found == known[at : at + SECTOR]:
@@ -111,8 +132,17 @@ class Device:
             if found not in versions:
                 raise Wrong(f"{what}: the sector at {at} was never so")
         self._former.append(self.log)
-        self.log = [*(entry for entry in self.log if entry.lsn < lsn), Written(lsn, 0, content, True)]
-        self.flushed, self._content = len(self.log), None
+        kept = [entry for entry in self.log if entry.lsn < lsn]
+        self.log = [*kept, Written(lsn, 0, content, True)]
+        self.answered, self.flushed, self._content = len(kept), len(self.log), None
+
+    @property
+    def _answered(self) -> tuple[bytes, list[Written]]:
+        """What the newest answered FLUSH covers, and every change since."""
+        before, later = self._answered_before, self.log[self.answered :]
+        if before is not None:
+            return before[0].ljust(self.size_bytes, b"\0"), [*before[1], *later]
+        return bytes(self.replay(self.log[: self.answered])), later
 
     def check_salvaged(self, content: bytes, hurt: Sequence[tuple[int, int]], durable_lsn: int, what: str) -> None:
         """Wrong if a sector is not what was written to it last, though no damage, nor a loss of power, hit a change of it."""
@@ -130,8 +160,7 @@ class Device:
 
     def check_flushed(self, content: bytes, what: str) -> None:
         """Wrong if a sector is older than the newest answered FLUSH has it."""
-        known = self.replay(self.log[: self.flushed])
-        later = self.log[self.flushed :]
+        known, later = self._answered
         for at in range(0, self.size_bytes, SECTOR):
             found = content[at : at + SECTOR]
             versions = (
