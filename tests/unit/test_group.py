@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dpac_api.errors import Conflict, Corruption, Denied, DpacError, NotFound, Temporary, Unsupported
-from dpac_api.models import DataState, GroupStatus, LegSpec, SlaState, TargetSpec
+from dpac_api.models import DataState, GroupStatus, LegSpec, S3TargetSpec, SlaState, TargetSpec
 from dpac_api.quantities import Size
 from dpac_engine.control import group as group_module
 from dpac_engine.control import group_state, journal_return, marking
@@ -107,6 +107,8 @@ class Site:
         (self.folder / "members").mkdir(parents=True)
         self.disk = root / "disk.raw"
         self.targets: dict[str, Target] = {"copies": Target()}
+        self.buckets: set[str] = set()
+        """Targets that are declared as buckets; the others are folders."""
         self.executor = ThreadPoolExecutor(4)
         self.groups: list[Group] = []
         self.changes: dict[str, Any] = {}
@@ -135,19 +137,27 @@ class Site:
                 "members": {
                     name: MemberAssignment(ordinal=at + 1, uid=f"{at + 1:032x}") for at, name in enumerate(names)
                 },
-                "targets": {name: {"kind": "filesystem", "path": f"/{name}"} for name in self.targets},
+                "targets": {
+                    name: {"kind": "s3", "bucket": name}
+                    if name in self.buckets
+                    else {"kind": "filesystem", "path": f"/{name}"}
+                    for name in self.targets
+                },
             }
         )
         limits = {"spool_max": Size("128MiB"), "size_max": Size("16GiB")}
         journal = made.spec.journal.model_copy(update={name: self.changes.get(name, limits[name]) for name in limits})
         return made.model_copy(update={"spec": made.spec.model_copy(update={"journal": journal})})
 
+    def store(self, target: TargetSpec) -> Target:
+        """What is behind a declared target."""
+        return self.targets[target.bucket if isinstance(target, S3TargetSpec) else target.path[1:]]
+
     def group(self, **changes: Any) -> Group:
         """The group, not started."""
 
         def open_writer(assignment: WorkerAssignment, leg: LegSpec, target: TargetSpec) -> RepositoryWriter:
-            store = self.targets[target.path[1:]]
-            return RepositoryWriter(store, UID, KEY_ID, b"wrapped", lambda _: KEY, SystemClock())
+            return RepositoryWriter(self.store(target), UID, KEY_ID, b"wrapped", lambda _: KEY, SystemClock())
 
         def compactor(assignment: WorkerAssignment, leg: LegSpec) -> Compaction:
             return Compaction(assignment.spec.journal, leg)
@@ -159,7 +169,7 @@ class Site:
             raise AssertionError("no leg of these groups is sync")
 
         def open_reader(group_uid: str, target: TargetSpec) -> RepositoryReader:
-            return RepositoryReader(self.targets[target.path[1:]], UID, lambda _: KEY)
+            return RepositoryReader(self.store(target), UID, lambda _: KEY)
 
         deps = GroupDeps(SystemClock(), self.executor, open_writer, compactor, directory, open_tails, open_reader)
         self.groups.append(Group(self.assignment(**changes), self.folder, deps))
@@ -927,7 +937,7 @@ def test_what_cannot_be_read_at_the_target_is_sent_anew(tmp_path: Path, monkeypa
 
         again = site.group()
         with monkeypatch.context() as patched:
-            patched.setattr("dpac_engine.control.shipper.VolumeImage.read", damaged)
+            patched.setattr("dpac_engine.core.image.VolumeImage.read", damaged)
             await again.start()
             await protected(again)
         await shipped(again, tag="after")

@@ -353,9 +353,7 @@ class Group:
                 memory = self.state.legs.setdefault(name, LegMemory(self.spool.durable_lsn, lost=broken))
                 compactor = self._deps.compactor(self.assignment, spec)
                 near = isinstance(self.assignment.targets[spec.target], FilesystemTargetSpec)
-                leg = self.legs[name] = Shipper(
-                    name, spec, self, self._writer_of(name), compactor, memory, compares=near
-                )
+                leg = self.legs[name] = Shipper(name, spec, self, self._writer_of(name), compactor, memory, near=near)
                 if not broken:
                     leg.start()
             if isinstance(spec, SyncLegSpec):

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from dpac_engine.core.bitmap import DirtyBitmap
-from dpac_engine.core.difference import differing_runs
-from dpac_engine.core.extents import ExtentMap
 from dpac_engine.core.manifest import SegmentRef
+from dpac_engine.core.ranges import Range
 from dpac_engine.core.records import Flags, KeyChange, Kind
 from dpac_engine.core.segment import SegmentWriter
 from dpac_engine.io.daemon_thread import DaemonThread
@@ -27,8 +26,6 @@ PIECES_UNDER_WAY = 3
 """Held in memory at most, plain and sealed: one is read while others are compressed, encrypted and written."""
 READ_BYTES = 2**20
 _ZEROES = bytes(READ_BYTES)
-COMPARED_BYTES = 4096
-"""What differs from what a target holds is told in blocks of this size."""
 SEARCH_BYTES = 2**30
 """How far a search for what is allocated goes."""
 
@@ -58,14 +55,20 @@ SeedSource = VolumeSource | TreeSource
 
 
 class HeldVolume(Protocol):
-    """What a target holds of a volume, up to where it has the log."""
+    """What a target holds of a volume, up to where it has the log (`control/comparing.py`)."""
 
-    @property
-    def map(self) -> ExtentMap:
-        """Where it holds anything."""
+    compared_bytes: int
+    equal_bytes: int
+    """Of those compared; they are not sent."""
 
-    async def read(self, offset: int, length: int) -> bytes | None:
-        """The bytes; None if they cannot be read. Temporary if the target is away."""
+    async def explore(self, volume: VolumeSource) -> bool:
+        """Compare some of it; True once `wanted` can tell. Temporary if the target is away, OSError of the volume."""
+
+    async def wanted(self, begin: int, end: int, allocated: Sequence[Range]) -> list[Range]:
+        """(offset, length) of what may differ in a range of the volume, in order; `allocated` is of the volume."""
+
+    async def differing(self, offset: int, data: bytes) -> list[Range]:
+        """(offset, length) of what the target lacks of bytes that were wanted. Temporary if it is away."""
 
 
 class Piece(NamedTuple):
@@ -93,13 +96,19 @@ class Seeding:
     """Volumes: what the target lacks, if it has all else; None: all is sent."""
     held: HeldVolume | None = None
     """Volumes: what is compared, so that only what differs is sent; None: all is sent."""
-    compared_bytes: int = 0
-    equal_bytes: int = 0
+    _explored: bool = False
     _changes: AsyncIterator[list[KeyChange]] | None = field(default=None)
     _to_read: deque[tuple[int, int]] = field(default_factory=deque)
     """What is left of the range searched last. A write into a hole of it is in the log."""
     _searched_to: int = 0
     _began_lsn: int = 0
+
+    async def explore(self) -> bool:
+        """Compare some of what is to be compared first; True once the pieces can be told. Errors as of `next_piece`."""
+        if not self._explored and self.held is not None and isinstance(self.source, VolumeSource):
+            self._explored = await self.held.explore(self.source)
+            return self._explored
+        return True
 
     async def next_piece(self) -> Piece:
         """The next step; errors of the member's reading surface here."""
@@ -126,23 +135,13 @@ class Seeding:
             if left > length:
                 self._to_read.appendleft((offset + length, left - length))
             lsn, data = await volume.read_for_seed(offset, length)
-            for begin, end in await self._differing(offset, data):
-                self._add_data(rows, lsn, offset + begin, data[begin:end])
+            for begin, size in await self.held.differing(offset, data) if self.held else [(offset, length)]:
+                self._add_data(rows, lsn, begin, data[begin - offset : begin - offset + size])
             self.position = offset + length
             if rows.plain_bytes >= PIECE_BYTES:
                 return None
         self.position = self._searched_to
         return self.head_lsn() if self.position >= volume.size_bytes else None
-
-    async def _differing(self, offset: int, data: bytes) -> Sequence[tuple[int, int]]:
-        """(begin, end) of what of the data the target lacks; all of it if that cannot be told."""
-        then = await self.held.read(offset, len(data)) if self.held else None
-        if then is None:
-            return [(0, len(data))]
-        runs = [(run.begin, run.end) for run in differing_runs(then, data, COMPARED_BYTES)]
-        self.compared_bytes += len(data)
-        self.equal_bytes += len(data) - sum(end - begin for begin, end in runs)
-        return runs
 
     def _add_data(self, rows: SegmentWriter, lsn: int, offset: int, data: bytes) -> None:
         if data != _ZEROES[: len(data)]:
@@ -154,13 +153,7 @@ class Seeding:
         """(offset, length) of what to read from `position` to `end`."""
         if self.dirty is None:
             allocated = await volume.allocated(self.position, end - self.position)
-            if self.held is None:
-                return allocated
-            pieces = self.held.map.lookup(self.position, end - self.position)
-            wanted = [*allocated, *((piece.offset, piece.length) for piece in pieces if piece.source >= 0)]
-            # From a block's begin on: else what changed in one block counts for two.
-            begins = [max(offset - offset % COMPARED_BYTES, self.position) for offset, _ in wanted]
-            return joined((begin, at + length - begin) for begin, (at, length) in zip(begins, wanted, strict=True))
+            return await self.held.wanted(self.position, end, allocated) if self.held else allocated
         # Of a range only: of a volume of 1 TiB in which every other block is dirty they are millions.
         return list(self.dirty.ranges(self.position, end))
 
@@ -188,18 +181,6 @@ class Seeding:
         rows.add(kind, Flags.SEED, self.ordinal, lsn, self.stamp(), offset, length, payload, key)
 
 
-def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(offset, length) of what any of the ranges covers, in order, each byte once."""
-    found: list[tuple[int, int]] = []
-    for offset, length in sorted(ranges):
-        if found and offset <= found[-1][0] + found[-1][1]:
-            begin = found[-1][0]
-            found[-1] = begin, max(found[-1][1], offset + length - begin)
-        else:
-            found.append((offset, length))
-    return found
-
-
 PutPiece = Callable[[Piece], Sequence[SegmentRef]]
 """Stores what a piece holds, in a thread; no commit names it yet."""
 
@@ -215,7 +196,10 @@ class SeedStream:
         self._read_whole = False
 
     async def read_on(self) -> None:
-        """Read pieces and send them off until enough are under way; errors of the member's reading surface here."""
+        """Read pieces and send them off until enough are under way, or compare some of what is to be compared first; errors of
+        the member's reading surface here."""
+        if not await self.seeding.explore():
+            return
         while not self._read_whole and len(self._under_way) < PIECES_UNDER_WAY:
             piece = await self.seeding.next_piece()
             self._read_whole = piece.ready_lsn is not None
@@ -224,7 +208,7 @@ class SeedStream:
             self._under_way.append((piece, asyncio.ensure_future(self._threads[0].run(self._put, piece))))
 
     async def arrived(self) -> list[tuple[Piece, Sequence[SegmentRef]]]:
-        """The oldest piece under way and those that arrived with it, in order; errors of the target surface here."""
+        """The oldest piece under way and those that arrived with it, in order, if any is; errors of the target surface here."""
         found: list[tuple[Piece, Sequence[SegmentRef]]] = []
         while self._under_way and (not found or self._under_way[0][1].done()):
             piece, putting = self._under_way[0]

@@ -18,6 +18,7 @@ import numpy as np
 
 from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Temporary, Unrecoverable
 from dpac_api.models import DataState, LegSpec
+from dpac_engine.control.comparing import HeldContent, HeldHashes
 from dpac_engine.control.group_state import LegMemory
 from dpac_engine.control.group_view import GroupView, MemberInfo
 from dpac_engine.control.merging import Commit
@@ -25,8 +26,6 @@ from dpac_engine.control.seeding import Piece, Seeding, SeedStream
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import sealing, tail
 from dpac_engine.core.checkpoints import Mark, decode_mark
-from dpac_engine.core.extents import ExtentMap
-from dpac_engine.core.image import VolumeImage
 from dpac_engine.core.manifest import Hold, Manifest, MemberState, RepositoryState, SegmentRef
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
@@ -87,27 +86,6 @@ class _Slice(NamedTuple):
     stamps: tuple[int, int]
 
 
-class TargetVolume:
-    """A `HeldVolume`: an image, read in the leg's thread."""
-
-    def __init__(self, image: VolumeImage, thread: DaemonThread) -> None:
-        self._image = image
-        self._thread = thread
-
-    @property
-    def map(self) -> ExtentMap:
-        """See `HeldVolume`."""
-        return self._image.map
-
-    async def read(self, offset: int, length: int) -> bytes | None:
-        """See `HeldVolume`."""
-        try:
-            return await self._thread.run(self._image.read, offset, length)
-        except (NotFound, Corruption) as error:
-            log.warning("the target's bytes at %d are sent anew: %s", offset, error.message)
-            return None
-
-
 @dataclass
 class Shipper:
     """One leg of one group."""
@@ -134,8 +112,8 @@ class Shipper:
     """The spool holds the log from here on for a leg that is about to come back."""
     tail_in_use: Callable[[], str | None] = lambda: None
     """The one that a sync leg is writing."""
-    compares: bool = False
-    """Reading what the target holds is cheap: a volume that it had whole once is compared, not sent anew."""
+    near: bool = False
+    """Reading what the target holds is cheap: a volume that it had whole once is compared with its bytes, else with hashes."""
     _compared_from: dict[tuple[int, int], int] = field(default_factory=dict)
     """(Ordinal, content) -> an LSN behind where it changed unseen."""
     _thread: DaemonThread = field(init=False)
@@ -608,7 +586,7 @@ class Shipper:
                 self.memory.delta.remove(ordinal)  # it changed unseen, or its bitmap is gone: all of it is sent
                 current = False
             held = None
-            if self.compares and info.kind == "volume" and member.ready and dirty is None:
+            if info.kind == "volume" and member.ready and dirty is None:
                 if not self._has_log_for(ordinal, info.content):
                     continue
                 held = await self._held_volume(ordinal, info)
@@ -632,16 +610,17 @@ class Shipper:
             self.group.spool.when_durable(needed, lambda error: None if error else self.nudge())
         return self.memory.cursor >= needed
 
-    async def _held_volume(self, ordinal: int, info: MemberInfo) -> TargetVolume | None:
-        """What the target holds of a volume; None if that cannot be read, or has another size."""
+    async def _held_volume(self, ordinal: int, info: MemberInfo) -> HeldContent | HeldHashes | None:
+        """What the target holds of a volume; None if that cannot be read."""
         assert self._writer is not None
         try:
             image = await self._thread.run(self._writer.held_volume, ordinal, self.memory.cursor)
         except (NotFound, Corruption) as error:
             log.warning("leg %s: all of member %s is sent: %s", self.name, info.name, error.message)
             return None
-        same = image.size_bytes == getattr(info.source, "size_bytes", None)
-        return TargetVolume(image, self._thread) if same else None
+        if image.size_bytes > getattr(info.source, "size_bytes", 0):
+            return None  # volumes only grow: it is another one
+        return HeldContent(image, self._thread) if self.near else HeldHashes(image, self._thread)
 
     async def _seed_piece(self) -> bool:
         """Send some of a seed and commit what has arrived; False if every member is here or comes by the log."""
@@ -662,6 +641,8 @@ class Shipper:
                 ) from error
             return True
         arrived = await stream.arrived()
+        if not arrived:
+            return True  # it is being compared
         if not await self._is_durable(arrived[-1][0].to_lsn - 1):
             await self._abandon_seed()
             return False
@@ -677,13 +658,9 @@ class Shipper:
         members[seeding.ordinal] = member
         await self._thread.run(self._commit, members=members, add=[ref for _, refs in arrived for ref in refs])
         if arrived[-1][0].ready_lsn is not None:
-            if seeding.compared_bytes:
-                log.info(
-                    "leg %s: of %d bytes compared with the target's, %d were equal and not sent",
-                    self.name,
-                    seeding.compared_bytes,
-                    seeding.equal_bytes,
-                )
+            if held := seeding.held:
+                text = "leg %s: of %d bytes compared with the target's, %d were equal and not sent"
+                log.info(text, self.name, held.compared_bytes, held.equal_bytes)
             await self._abandon_seed()
             await self._delta_done(seeding.ordinal)
         return True

@@ -13,7 +13,7 @@ from dpac_engine.core.extents import Piece
 UNIT_BYTES = 65536
 """One hash for so much of the stream; the last one for what is left."""
 HASH_BYTES = 32
-ReadDevice = Callable[[int, int], bytes]
+ReadDevice = Callable[[int, int], bytes | memoryview]
 """(offset, length) of a device -> its bytes."""
 
 
