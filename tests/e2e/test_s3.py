@@ -6,9 +6,11 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dpac_engine.io.stores.s3_client import make_client
 from tests.e2e.site import MIB, LiveSite, connected, contents, flush, until, write
 from tests.s3_server import S3Server, s3_server
 
@@ -102,6 +104,14 @@ def test_a_group_lives_in_a_bucket(site: LiveSite, server: S3Server, seed: int) 
     until(lambda: not objects(server), "nothing is left in the bucket")
 
 
+def upload(folder: Path, server: S3Server) -> None:
+    """Bring a folder into the bucket as `aws s3 cp --recursive` does."""
+    client = make_client(server.spec("shop-copies"))
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        key = f"fra/g/{path.relative_to(folder)}"
+        client.put_object(Bucket="shop-copies", Key=key, Body=path.read_bytes())
+
+
 def test_damage_in_a_bucket_is_found_and_never_served(site: LiveSite, server: S3Server, seed: int) -> None:
     """One flipped bit in a stored object: `verify` names it, a drill does not pass."""
     disk = site.folder / "disk.raw"
@@ -117,3 +127,46 @@ def test_damage_in_a_bucket_is_found_and_never_served(site: LiveSite, server: S3
         file.write(damaged)
     (finding,) = site.dpac_json("verify", "shop", status=20)["result"]["findings"]
     assert victim.name in finding["object"]
+
+
+def test_copies_that_were_uploaded_are_what_a_leg_to_a_bucket_starts_from(
+    site: LiveSite, server: S3Server, seed: int
+) -> None:
+    """A folder target's group is brought to the bucket by other means; the leg then sends what differs, by hashes."""
+    disk = site.folder / "disk.raw"
+    chance = random.Random(seed)
+    disk.write_bytes(chance.randbytes(SIZE))
+    for name in ("disk", "home"):
+        site.dpac("target", "add", name, "--path", str(site.folder / name))
+    legs = {name: {"target": name, "rpo": "1s"} for name in ("disk", "home", "copies")}
+    spec: dict[str, Any] = {
+        "members": {"disk": {"kind": "volume", "path": str(disk)}},
+        "replication": {name: legs[name] for name in ("disk", "home")},
+        "journal": {"history": "1h", "spool_max": "512MiB"},
+    }
+    site.protect_to("shop", spec)
+    site.dpac("checkpoint", "shop", "--tag", "before")
+    site.protect_to("shop", {**spec, "replication": {"home": legs["home"]}})
+    before = disk.read_bytes()
+    expected = bytearray(before)
+    upload(site.folder / "disk" / "g", server)
+    known = {path.name for path in objects(server)}
+
+    with connected(site.uri("shop/disk")) as client:
+        for _ in range(8):  # so much that the spool has let go of what the bucket would need
+            for at in range(0, SIZE, MIB):
+                write(client, at, bytes(expected[at : at + MIB]))
+        for number in chance.sample(range(SIZE // 65536), 12):
+            expected[number * 65536 : number * 65536 + 4096] = chance.randbytes(4096)
+            write(client, number * 65536, bytes(expected[number * 65536 : number * 65536 + 4096]))
+        flush(client)
+    site.dpac("checkpoint", "shop", "--tag", "changed")
+    site.wait_drained("shop")
+    site.protect_to("shop", {**spec, "replication": {"home": legs["home"], "copies": legs["copies"]}})
+    site.dpac("checkpoint", "shop", "--tag", "there")
+    new = sum(path.stat().st_size for path in objects(server) if path.name not in known)
+    assert 12 * 4096 < new <= 1.1 * 12 * 65536 + MIB // 2, f"{new}, seed {seed}"
+    for tag, content in (("there", bytes(expected)), ("before", before)):
+        there = site.folder / f"{tag}.raw"
+        site.dpac("restore", "shop", "--member", "disk", "--at", f"tag:{tag}", "--target", "copies", "--to", str(there))
+        assert there.read_bytes() == content, f"{tag}, seed {seed}"
