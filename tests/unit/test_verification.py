@@ -19,7 +19,8 @@ from dpac_engine.control.repositories import TargetRepository
 from dpac_engine.core import manifest, retention
 from dpac_engine.core.damage import EVERY_CHECKPOINT, Finding, Verification
 from dpac_engine.core.segment import BULK_BLOCK_BYTES, SegmentKind
-from dpac_engine.io.repository import RepositoryReader
+from dpac_engine.io.repository import RepositoryReader, read_info
+from dpac_engine.io.stores.memory import MemoryStore
 from tests.repositories.small import GROUP, SIZE_BYTES, SmallRepository, small_repository
 
 SAMPLES = 160
@@ -126,6 +127,19 @@ def test_a_flipped_bit_of_each_byte_of_the_unsealed_objects_is_found(repository:
     for name, at, bit in flips(repository, names):
         if bit == at % 8:
             try_flip(repository, name, at, bit)
+
+
+def test_a_repository_uid_that_is_none_is_damage() -> None:
+    """Before the first manifest nothing else tells the uid: the leg says that the target is damaged, and does not end by a defect."""
+    store = MemoryStore()
+    for uid in ("5" * 32, "5" * 31 + "u", "5" * 31, "5" * 31 + "\n"):
+        info = {"format": manifest.FORMAT_VERSION, "features": 0, "repository_uid": uid, "group_uid": GROUP}
+        store.put("repository.json", msgspec.json.encode(info))
+        if uid == "5" * 32:
+            assert read_info(store).repository_uid == uid
+        else:
+            with pytest.raises(Corruption, match=r"repository\.json cannot be read"):
+                read_info(store)
 
 
 def test_an_object_cut_short_is_found(repository: SmallRepository) -> None:

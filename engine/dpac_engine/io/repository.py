@@ -6,7 +6,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import blake3
 import msgspec
@@ -44,7 +44,7 @@ class RepositoryInfo(msgspec.Struct, frozen=True):
 
     format: int
     features: int
-    repository_uid: str
+    repository_uid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     group_uid: str
 
 
