@@ -96,7 +96,7 @@ SEEN_SOON = {
         "control/gate.py",
         "return all(not pledge.gating or pledge.confirmed_lsn >= lsn for pledge in self._pledges.values())",
         "return True",
-        ["tests/unit/test_sync_leg.py::test_a_flush_is_answered_when_the_target_has_it_and_latest_there_includes_it"],
+        ["tests/unit/test_sync_leg.py::test_a_flush_waits_while_the_target_does_not_answer"],
     ),
 }
 """Seen within seconds, by tests that start no process."""

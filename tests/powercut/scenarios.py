@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -713,7 +714,7 @@ def _restore_at(root: Path) -> Any:
     it = Restore.__new__(Restore)
     clock = SimpleNamespace(monotonic_ns=lambda: 0)
     it._cast = SimpleNamespace(stage=SimpleNamespace(clock=clock), progress=lambda *_: None)  # type: ignore[assignment]
-    it._request = SimpleNamespace(member="disk", to=str(root / "disk.raw"))  # type: ignore[assignment]
+    it._request = SimpleNamespace(member="disk", to=str(root / "disk.raw"), over=False)  # type: ignore[assignment]
     it._to, it._aside, it._kind, it._started_ns = root / "disk.raw", root / ".aside", "volume", 0
     it._mark, it._ordinal = SimpleNamespace(id="ck-1-1"), 1  # type: ignore[assignment]
     it._content, it._journal = it._aside / "content", RestoreJournal(it._aside / "journal")
@@ -923,7 +924,8 @@ def _mount_recorded(root: Path, say: Say) -> None:
         image_of=lambda *_: None,
     )
     mounts = SimpleNamespace(_worker=0, _open_reader=lambda *_: reader)
-    request = SimpleNamespace(group_uid="1" * 32, target="copies", checkpoint=mark.id, members=[])
+    mounts._part = partial(Mounts._part, mounts)
+    request = SimpleNamespace(group_uid="1" * 32, shards=1, target="copies", checkpoint=mark.id, members=[])
     folder = root / "mounts" / "1"
     Mounts._look_up(mounts, folder, request, None)  # type: ignore[arg-type]
     Mounts._record(mounts, folder, SimpleNamespace(model_dump_json=lambda: "{}"))  # type: ignore[arg-type]
