@@ -191,7 +191,10 @@ def test_a_checkpoint_is_taken_with_its_tag(shell: Shell) -> None:
     """And told by id."""
     shell.declare()
     assert "ck-1-6 at" in shell.run("checkpoint", "shop", "--tag", "before-migration", "--app")
-    assert shell.json("operation", "list")["items"][0]["request"].items() >= {"tag": "before-migration", "app": True}.items()
+    assert (
+        shell.json("operation", "list")["items"][0]["request"].items()
+        >= {"tag": "before-migration", "app": True}.items()
+    )
 
 
 def test_a_hold_is_told_listed_and_released(shell: Shell) -> None:
