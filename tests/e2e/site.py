@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -157,6 +157,21 @@ class LiveSite(Backend):
             lambda: not any(member.unapplied_bytes for member in self.rest.group_status(group).members.values()),
             f"the volumes of {group} hold all that was written",
         )
+
+    def mark_directory(self, group: str, member: str, tag: str) -> Checkpoint:
+        """A tagged checkpoint that holds a directory as it is now, once it is at the target.
+
+        One that is not asked for would not be shipped for minutes if nothing in it is new.
+        """
+        now = datetime.now(UTC)
+
+        def captured() -> bool:
+            as_of = self.rest.group_status(group).members[member].as_of
+            return as_of is not None and as_of > now
+
+        until(captured, f"{group}/{member} is captured for {tag}")
+        self.dpac("checkpoint", group, "--tag", tag)
+        return self.wait_for_checkpoint(group, f"tag:{tag}", as_of_member=member, after=now)
 
     def wait_for_checkpoint(
         self, group: str, selector: str = "latest", *, after: datetime | None = None, as_of_member: str | None = None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.site import LiveSite, connected, flush, until, write
+from tests.e2e.site import LiveSite, connected, flush, write
 
 pytestmark = pytest.mark.e2e
 
@@ -24,15 +23,7 @@ def site(tmp_path: Path) -> Iterator[LiveSite]:
 
 def mark(site: LiveSite, tag: str) -> str:
     """A tagged checkpoint that holds the directory as it is now, once it is at the target."""
-    now = datetime.now(UTC)
-
-    def captured() -> bool:
-        as_of = site.rest.group_status("docs").members["data"].as_of
-        return as_of is not None and as_of > now
-
-    until(captured, f"the directory is captured for {tag}")
-    site.dpac("checkpoint", "docs", "--tag", tag)
-    return site.wait_for_checkpoint("docs", f"tag:{tag}", as_of_member="data", after=now).id
+    return site.mark_directory("docs", "data", tag).id
 
 
 def test_a_file_comes_back_as_it_was_and_the_difference_says_which(site: LiveSite, tmp_path: Path) -> None:
