@@ -87,7 +87,7 @@ def _rows(client: Client, folder: Path, arguments: argparse.Namespace) -> Iterat
     if "latency" in only:
         yield from latency_rows(client, folder, arguments.seconds, repeats)
     if "resync" in only:
-        yield from resync_rows(client, folder, disk)
+        yield from resync_rows(client, folder, copies)
     with bucket(folder / "s3") as server:
         if "mount" in only:
             for place in (copies, server):
