@@ -69,11 +69,9 @@ class Coordinator:
 
     async def run(self) -> None:
         """Take a checkpoint every second, for ever."""
-        loop = asyncio.get_running_loop()
-        next_at = loop.time()
+        due = asyncio.get_running_loop().time()
         while True:
-            next_at = max(next_at + marking.MARK_SECONDS, loop.time())
-            await asyncio.sleep(next_at - loop.time())
+            due = await marking.next_due(due)
             try:
                 await self._attempt("")
             except Exception:

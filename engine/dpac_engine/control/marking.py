@@ -141,10 +141,9 @@ class Marking:
 
     async def run(self) -> None:
         """Mark every second, for ever."""
-        group, next_at = self._group, self._loop.time()
+        group, due = self._group, self._loop.time()
         while True:
-            next_at = max(next_at + MARK_SECONDS, self._loop.time())
-            await asyncio.sleep(next_at - self._loop.time())
+            due = await next_due(due)
             try:
                 self.mark()
                 group.clock_watch.look()
@@ -153,6 +152,14 @@ class Marking:
             for sync in group.sync_legs.values():
                 sync.nudge()
             group.nudge_legs()
+
+
+async def next_due(last: float) -> float:
+    """Wait until the next mark is due, and return that moment of the loop's clock; what was missed is not made up for."""
+    now = asyncio.get_running_loop().time
+    due = max(last + MARK_SECONDS, now())
+    await asyncio.sleep(due - now())
+    return due
 
 
 def _over(shards: int, cut: CutBody) -> CutBody:
