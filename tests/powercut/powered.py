@@ -10,11 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dpac_engine.io.overlay_blocks import boot_id
 from tests.powercut.disk import SYNC_ATTRIBUTE
 from tests.tools import lacking, require_tool
 
 ROOT = Path(__file__).parents[2]
 _MOUNT_SECONDS_MAX = 20
+_BOOT_ID = boot_id().encode()
+_EARLIER_BOOT_ID = bytes(reversed(_BOOT_ID))
+_NAMES_A_BOOT_BYTES_MAX = 2**16
 
 
 class PoweredDisk:
@@ -85,6 +89,8 @@ class PoweredDisk:
         print(f"power cut {self.cuts}: seed {seed}, operations in {log}")
         self._ask(cut=seed, log=str(log))
 
+        of_another_boot(self.root)
+
     def sync(self) -> None:
         """Everything there is becomes durable."""
         os.setxattr(self.root, SYNC_ATTRIBUTE, b"")
@@ -92,3 +98,18 @@ class PoweredDisk:
     def renew(self) -> None:
         """An empty disk."""
         self._ask(new=True)
+
+
+def of_another_boot(folder: Path) -> None:
+    """A host that had no power has another boot id. This kernel's stays, so what the files below `folder` remember of it changes.
+
+    It tells what was torn by the loss of power from what was damaged under a host that ran on.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= _NAMES_A_BOOT_BYTES_MAX:
+            content = path.read_bytes()
+            if _BOOT_ID in content:
+                with path.open("r+b") as file:
+                    file.write(content.replace(_BOOT_ID, _EARLIER_BOOT_ID))
+                    file.flush()
+                    os.fsync(file.fileno())

@@ -137,11 +137,12 @@ class Backend:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that has ended and was not waited for does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
-        return False
+    """Whether a thread of a process runs (one that has ended and was not waited for has none, whatever its first thread's state)."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X"):
+                return True
+    return False
 
 
 class Load:
