@@ -25,7 +25,8 @@ from dpac_engine.control.supervisor_report import SupervisorReport
 from dpac_engine.io.files import make_folder
 
 SUPERVISOR = (sys.executable, "-m", "dpac_engine.control.supervisor")
-START_SECONDS_MAX = 30.0
+START_SECONDS_MAX = 120.0
+"""A process that dies is told of at once; this bounds a host that is very slow."""
 STOP_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.02
 _OUTPUT_BYTES_MAX = 2**20
