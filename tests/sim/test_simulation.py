@@ -44,6 +44,7 @@ ONCE_FAILED = [
     940347,  # what went past a broken journal was not durable when the next one began to answer FLUSHes
     940172,  # the same, of a loss of power
     1100001322,  # a sync leg was an asynchronous one when power went, and on record as in sync once it was declared so again
+    1000137,  # a FLUSH past a broken journal was answered before the sync leg's loss was on record, and a kill came in between
     910220,  # a leg that was added while the journal was broken waited for a log that the new journal did not have
 ]
 

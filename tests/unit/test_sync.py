@@ -26,6 +26,8 @@ def _after(world: World, event: Event) -> World | None:
         if under_way is not Effect.RECORD_LOSS:
             return None
         recorded, under_way = "lost", None
+    if event is Event.LOSS_UNRECORDABLE and under_way is not Effect.RECORD_LOSS:
+        return None
     new, effects = sync.step(state, event)
     return new, recorded, next((effect for effect in effects if effect in _RECORDS), under_way)
 
@@ -57,10 +59,10 @@ def test_every_phase_can_come_about() -> None:
 
 
 def test_nothing_is_acknowledged_alone_while_the_record_says_in_sync() -> None:
-    """A leg that was in sync gates until the loss is on record, whatever happens in whatever order; a broken journal excepted."""
+    """A leg that was in sync gates until the loss is on record, whatever happens in whatever order; a broken disk excepted."""
     for world, steps in WORLDS.items():
         for event, (state, recorded, under_way) in steps:
-            if world[0].gating and not state.gating and event is not Event.JOURNAL_FAILED:
+            if world[0].gating and not state.gating and event is not Event.LOSS_UNRECORDABLE:
                 assert event is Event.LOSS_RECORDED, (world, event)
                 assert recorded == "lost"
                 assert under_way is None
@@ -134,7 +136,9 @@ def test_from_every_world_but_a_fenced_one_it_comes_back() -> None:
         (("CLOSE", "FAILED", "TIMED_OUT", "POLICY_ASYNC", "LOSS_RECORDED"), {"async": "Alone", "stop": "Alone"}),
         (("CLOSE", "FAILED", "ATTACHED", "IN_SYNC_RECORDED"), {"async": "InSync", "stop": "InSync"}),
         (("CLOSE", "FENCED", "POLICY_ASYNC", "TIMED_OUT"), {"async": "Fenced", "stop": "Fenced"}),
-        (("CLOSE", "JOURNAL_FAILED"), {"async": "Alone", "stop": "Held"}),
+        (("CLOSE", "JOURNAL_FAILED"), {"async": "Recording", "stop": "Held"}),
+        (("CLOSE", "JOURNAL_FAILED", "LOSS_RECORDED"), {"async": "Alone", "stop": "Held"}),
+        (("CLOSE", "JOURNAL_FAILED", "LOSS_UNRECORDABLE"), {"async": "Alone", "stop": "Held"}),
         (("FENCED",), {"async": "Joining", "stop": "Joining"}),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -238,6 +239,41 @@ def test_a_hung_target_is_left_behind_after_the_timeout_and_its_late_answer_does
         await flushed(group)
         assert site.disk_at()[: 3 * 4096] == b"x" * 4096 + b"y" * 4096 + b"z" * 4096
         assert group.status().legs["copies"].sync.falls == 1
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("state_disk", ["works", "fails too"])
+def test_a_flush_past_a_broken_journal_is_answered_once_the_loss_is_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_disk: str
+) -> None:
+    """Else a life that begins right then would promise that the target has it; where no record can be made, the application goes on."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="async")
+        await group.start()
+        await in_sync(group)
+        recording, recorded, store = asyncio.Event(), asyncio.Event(), group.record
+
+        async def record() -> None:
+            recording.set()
+            await recorded.wait()
+            if state_disk == "fails too":
+                raise OSError(errno.EIO, "Input/output error")
+            await store()
+
+        with monkeypatch.context() as broken:
+            broken.setattr(group, "record", record)
+            groups._break(broken, "sync")
+            write(group, 0, b"x" * 4096)
+            flush = Flush(group)
+            await asyncio.wait_for(recording.wait(), 60)
+            await until(lambda: volume_of(group).bypass)
+            assert not flush.answered
+            recorded.set()
+            await until(lambda: flush.answered)
+        if state_disk == "works":
+            assert stored_pledge(group) == "lost"
 
     run(tmp_path, story)
 

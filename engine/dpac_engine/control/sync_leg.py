@@ -239,6 +239,8 @@ class SyncLeg:
                     break
                 except OSError as error:
                     log.error("sync leg %s cannot record that it is %s: %s", self.name, what, error)
+                    if what == "lost" and self.journal_broken:
+                        self._on(Event.LOSS_UNRECORDABLE)
                     await asyncio.sleep(RECORD_RETRY_SECONDS)
         if number == self._records:
             self._on(event)

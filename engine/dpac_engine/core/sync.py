@@ -1,7 +1,7 @@
 """A sync leg's pledge, as a state machine: when the application waits for the target, and when it may go on alone.
 
 The pledge has to be on record, durably, in the state it is acted on: `in sync` before the target counts, `lost` before
-anything is acknowledged without it. Whoever runs the machine does the effects and tells it what came of them; of several
+anything is acknowledged without it; unless the journal is broken and its disk takes no record: then the application goes on. Whoever runs the machine does the effects and tells it what came of them; of several
 records the last one asked for stands, and only of that one it is told.
 """
 
@@ -39,6 +39,7 @@ class Event(Enum):
     ATTACHED = "the tail has everything that was acknowledged before the application began to wait for it"
     IN_SYNC_RECORDED = "that it is in sync is on record"
     LOSS_RECORDED = "that it is lost is on record"
+    LOSS_UNRECORDABLE = "the disk of a broken journal does not take that record either"
     ASKED = "something waits for the target, and nothing did before"
     ANSWERED = "nothing waits for the target any more"
     FAILED = "the target refused"
@@ -121,12 +122,11 @@ def _policy(state: State, on_loss: OnLoss) -> Step:
 
 
 def _journal_failed(state: State) -> Step:
-    # The application must go on although its journal is gone; only who asked to be stopped is.
+    # The application must go on although its journal is gone; only who asked to be stopped is. The loss is recorded first:
+    # the next life's record must not say that the target has what was acknowledged meanwhile.
     if not state.gating or state.phase in (Phase.FENCED, Phase.HELD):
         return state, ()
-    if state.on_loss == "stop":
-        return _to(state, Phase.HELD, Effect.STOP_TIMER, Effect.ABANDON)
-    return _to(state, Phase.ALONE, Effect.STOP_TIMER, Effect.ABANDON, Effect.RECORD_LOSS, Effect.RELEASE)
+    return _lost(state, (Effect.STOP_TIMER, Effect.ABANDON))
 
 
 _MOVES: dict[tuple[Phase, Event], tuple[Phase | None, tuple[Effect, ...]]] = {
@@ -146,6 +146,7 @@ _MOVES: dict[tuple[Phase, Event], tuple[Phase | None, tuple[Effect, ...]]] = {
     (Phase.WAITING, Event.ATTACHED): (Phase.ENTERING, (Effect.STOP_TIMER, Effect.RECORD_IN_SYNC)),
     (Phase.WAITING, Event.TIMED_OUT): (None, ()),
     (Phase.RECORDING, Event.LOSS_RECORDED): (Phase.ALONE, (Effect.RELEASE,)),
+    (Phase.RECORDING, Event.LOSS_UNRECORDABLE): (Phase.ALONE, (Effect.RELEASE,)),
     (Phase.RECORDING, Event.ATTACHED): (Phase.ENTERING, (Effect.RECORD_IN_SYNC,)),
     (Phase.HELD, Event.ATTACHED): (Phase.ENTERING, (Effect.RECORD_IN_SYNC,)),
 }
