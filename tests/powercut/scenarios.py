@@ -185,6 +185,21 @@ def _volume_just_made(root: Path, say: Say) -> None:
     (root / "volumes" / "disk.raw").touch(mode=0o600)
 
 
+def _failure_noted(root: Path, say: Say) -> None:
+    from dpac_engine.io import journal_failure_note
+
+    volume = root / "volumes" / "disk.raw"
+    volume.touch()
+    journal_failure_note.leave(volume, "1" * 32, 7)
+    say()
+
+
+def _check_failure_noted(root: Path, said: Said) -> None:
+    from dpac_engine.io import journal_failure_note
+
+    assert journal_failure_note.read(root / "volumes" / "disk.raw", "1" * 32) == 7
+
+
 def _journal_lost(root: Path, say: Say) -> None:
     """The journal fails with changes in it: the volume takes them, and says that the file is ahead from here on."""
     import errno
@@ -945,6 +960,7 @@ SCENARIOS = {
     "changes in the volume": Scenario((_volumes_folder, _applied_changes), _check_volume),
     "a volume just made": Scenario((_volumes_folder, _volume_just_made, _applied_changes), _check_volume),
     "a journal that failed": Scenario((_volumes_folder, _journal_lost), _check_volume),
+    "a journal's failure, noted beside a volume": Scenario((_volumes_folder, _failure_noted), _check_failure_noted),
     "a FLUSH without a journal": Scenario((_volumes_folder, _flushed_without_journal), _check_volume),
     "what went past a journal that works again": Scenario((_volumes_folder, _journal_back), _check_volume),
     "changes set aside": Scenario((_set_aside,), _check_aside),

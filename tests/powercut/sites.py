@@ -43,6 +43,7 @@ PROOFS = {
     f"{_IO}.files:make_folder:make_folder": "a new site",
     f"{_IO}.files:make_folder:sync_name": "flushed records",
     f"{_IO}.hydration:Hydration._finish:replace_file": "a hydrated mount",
+    f"{_IO}.journal_failure_note:leave:replace_file": "a journal's failure, noted beside a volume",
     f"{_IO}.keys:Keyring.add:make_folder": "a data key",
     f"{_IO}.keys:Keyring.add:replace_file": "a data key",
     f"{_IO}.keys:Keyring.export_kek:write_new_file": "an escrow copy",

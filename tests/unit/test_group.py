@@ -32,7 +32,7 @@ from dpac_engine.core.image import Image
 from dpac_engine.core.ports import TailStore, TargetMissing
 from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind
-from dpac_engine.io import spare_files
+from dpac_engine.io import journal_failure_note, spare_files
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.clock import SystemClock
 from dpac_engine.io.holes import punch_hole
@@ -1030,6 +1030,113 @@ def test_a_broken_journal_leaves_the_application_unharmed(
         await protected(again)
         await shipped(again, tag="again")
         assert site.disk_at(at="tag:again")[:523] == b"straight".ljust(512, b"\0") + b"at the time"
+
+    run(tmp_path, story)
+
+
+def _read_only_journal(patches: pytest.MonkeyPatch, site: Site, *also: Path) -> None:
+    """The disk of the group's folder, and those of `also`, turn read-only as a kernel remounts them: nothing there can be written."""
+    folders = tuple(str(folder) for folder in (site.folder, *also))
+    real = {name: getattr(os, name) for name in ("open", "pwritev", "pwrite", "fdatasync")}
+
+    def refuse(path: str) -> None:
+        if path.startswith(folders):
+            raise OSError(errno.EROFS, "Read-only file system", path)
+
+    def at_descriptor(name: str) -> Callable[..., Any]:
+        def call(descriptor: int, *rest: Any) -> Any:
+            refuse(os.readlink(f"/proc/self/fd/{int(descriptor)}"))
+            return real[name](descriptor, *rest)
+
+        return call
+
+    def open_(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            refuse(os.fspath(path))
+        return int(real["open"](path, flags, *rest, **more))
+
+    patches.setattr(os, "open", open_)
+    for name in ("pwritev", "pwrite", "fdatasync"):
+        patches.setattr(os, name, at_descriptor(name))
+
+
+def test_a_journal_on_a_disk_that_turned_read_only_is_never_replayed_over_newer_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it failed cannot be stored beside it, so it is noted beside the volume; the next life acts on that, and forgets it."""
+
+    async def story(site: Site) -> None:
+        volumes = site.root / "volumes"
+        volumes.mkdir()
+        site.disk = volumes / "disk.raw"
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"journalled" + bytes(502))
+        volume_of(group).flush(lambda _: None)
+        with monkeypatch.context() as broken:
+            _read_only_journal(broken, site)
+            write(group, 0, b"straight" + bytes(504))
+            await until(lambda: group.journal_error)
+            write(group, 512, b"and more" + bytes(504))
+            await site.kill(group)
+        assert journal_failure_note.note_path(site.disk).exists()
+        again = site.group()
+        await again.start()
+        assert volume_of(again).read_blocking(0, 520) == b"straight".ljust(512, b"\0") + b"and more"
+        assert not journal_failure_note.note_path(site.disk).exists()
+        await protected(again)
+        await shipped(again, tag="again")
+        assert site.disk_at(at="tag:again")[:520] == b"straight".ljust(512, b"\0") + b"and more"
+
+    run(tmp_path, story)
+
+
+def test_a_journal_whose_failure_can_be_noted_nowhere_lets_no_write_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the volume's folder read-only too, its file is let go of instead of getting what a replay would destroy; it comes back by itself."""
+
+    async def story(site: Site) -> None:
+        volumes = site.root / "volumes"
+        volumes.mkdir()
+        site.disk = volumes / "disk.raw"
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"journalled" + bytes(502))
+        with monkeypatch.context() as broken:
+            _read_only_journal(broken, site, volumes / ".disk.raw.dpac-journal-failed")
+            with pytest.raises(OSError, match="noted neither"):
+                write(group, 0, b"straight" + bytes(504))
+            await until(lambda: group.members[1].volume is None)
+            assert site.disk.read_bytes()[:10] == b"journalled"
+        await until(lambda: group.members[1].volume is not None and not group.journal_error)
+        write(group, 0, b"recorded" + bytes(504))
+        await protected(group)
+        await shipped(group, tag="again")
+        assert site.disk_at(at="tag:again")[:10] == b"recorded".ljust(10, b"\0")
+
+    run(tmp_path, story)
+
+
+def test_a_leg_that_got_another_target_while_its_worker_was_dead_begins_there_anew(tmp_path: Path) -> None:
+    """What it remembers is of the target that it led to: the worker died after its new declaration was written and before it was applied."""
+
+    async def story(site: Site) -> None:
+        group = site.group()
+        await group.start()
+        await protected(group)
+        write(group, 0, b"before" + bytes(506))
+        await shipped(group, tag="before")
+        await group._store()
+        await site.kill(group)
+        site.targets["other"] = Target()
+        again = site.group(spec={"replication": {"copies": {"target": "other", "rpo": "1s"}}})
+        await again.start()
+        await protected(again)
+        await shipped(again, tag="there")
+        assert site.disk_at("other", "tag:there")[:6] == b"before"
 
     run(tmp_path, story)
 

@@ -23,7 +23,7 @@ from dpac_api.models import (
     TargetSpec,
     TargetTraffic,
 )
-from dpac_engine.control import group_state, group_status, journal_damage
+from dpac_engine.control import group_state, group_status, journal_damage, journal_failures
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.clock_watch import ClockWatch
 from dpac_engine.control.coordinator import Coordinator, ShardWorker
@@ -224,7 +224,9 @@ class Group:
             epochs=[(self.assignment.epoch, 0)],
             legs={name: LegMemory(0) for name in self.assignment.spec.replication},
         )
-        group_state.withdraw(self.state, self.assignment.spec.replication)
+        journal_failures.take_up_all(self.state)
+        for name in group_state.withdraw(self.state, self.assignment.spec.replication):
+            self.tracking.drop(name)
         if self.assignment.epoch != self.state.epochs[-1][0]:
             raise Invalid(f"Epoch {self.assignment.epoch} was assigned, but this host has {self.state.epochs[-1][0]}.")
         tag = self.shard_tag
@@ -255,6 +257,7 @@ class Group:
             if leg.tracked:
                 self.tracking.load(name, leg.lost, records)
         self._store_state()
+        journal_failures.forget_all(self.state)
         released = min([self.state.scan_lsn, *(leg.cursor for leg in self.state.legs.values() if not leg.lost)])
         self.spool = Spool(
             self.folder / "spool",
@@ -350,7 +353,9 @@ class Group:
                 # A leg added to a group at work takes the log from now on, and seeds what came before. While the journal is
                 # broken there is no log: it begins with the next one.
                 broken = bool(self.journal_error)
-                memory = self.state.legs.setdefault(name, LegMemory(self.spool.durable_lsn, lost=broken))
+                begun = LegMemory(self.spool.durable_lsn, lost=broken)
+                memory = self.state.legs.setdefault(name, begun)
+                memory.target = spec.target
                 compactor = self._deps.compactor(self.assignment, spec)
                 near = isinstance(self.assignment.targets[spec.target], FilesystemTargetSpec)
                 leg = self.legs[name] = Shipper(name, spec, self, self._writer_of(name), compactor, memory, near=near)
@@ -394,7 +399,6 @@ class Group:
                 leg.tail_in_use = lambda: None
             if goes:
                 await self.legs.pop(name).stop()
-                self.state.legs.pop(name, None)
                 await self.tracking.end(name)
         group_state.withdraw(self.state, wanted)
 
@@ -562,12 +566,14 @@ class Group:
     def _store_state(self) -> None:
         self._state_file.replace(lambda: group_state.encode(self.state))
 
-    def _remember(self) -> None:
+    def _remember(self) -> bool:
         # Called when the journal has just failed: its disk may be this one, and full.
         try:
             self._store_state()
         except OSError as error:
             log.error("group %s cannot store its state: %s", self.assignment.name, error)
+            return False
+        return True
 
     def journal_failed(self, error: OSError) -> None:
         """The law: the application goes on, without checkpoints, visibly."""

@@ -43,6 +43,8 @@ class LegMemory(msgspec.Struct):
 
     cursor: int
     """The log before this LSN is at the target, or not wanted there."""
+    target: str = ""
+    """Its name; empty if an earlier version remembered it."""
     repository_uid: str = ""
     """What it found, or made, at its target: nothing else is ever written to in its place."""
     lost: bool = False
@@ -90,11 +92,23 @@ def load(path: Path) -> GroupState | None:
         ) from error
 
 
-def withdraw(state: GroupState, declared: Mapping[str, LegSpec]) -> None:
-    """A leg that is no sync one any more pledges nothing: what is acknowledged without it would make its record untrue."""
+def withdraw(state: GroupState, declared: Mapping[str, LegSpec]) -> list[str]:
+    """Forget what the declaration no longer says; the names of the legs that went.
+
+    A leg that leads to another target now is another one. One that is no sync leg any more pledges nothing: what is acknowledged
+    without it would make its record untrue.
+    """
+    gone = [name for name, leg in state.legs.items() if not _is_declared(leg, declared.get(name))]
+    for name in gone:
+        del state.legs[name]
     for name, leg in state.legs.items():
-        if name not in declared or declared[name].mode != "sync":
+        if declared[name].mode != "sync":
             leg.sync = None
+    return gone
+
+
+def _is_declared(leg: LegMemory, spec: LegSpec | None) -> bool:
+    return spec is not None and leg.target in ("", spec.target)
 
 
 def encode(state: GroupState) -> bytes:

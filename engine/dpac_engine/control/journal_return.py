@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from dpac_engine.control import journal_failures
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.spool import Identity
 
@@ -90,6 +91,7 @@ class JournalReturn:
         for leg in group.legs.values():
             leg.memory.lost, leg.memory.tracked = True, False
         await group.record()
+        await asyncio.to_thread(journal_failures.forget_all, state)
         identity = Identity(group.shard_tag, group.epochs[-1][0], state.incarnation)
         await asyncio.to_thread(group.spool.begin_anew, identity, head_lsn)
         group.began_anew(head_lsn)

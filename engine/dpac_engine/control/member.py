@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from dpac_api.errors import Conflict, DpacError, Invalid, NotFound
 from dpac_api.models import Condition, Cut, DirectorySpec, MemberSpec, MemberStatus, VolumeSpec
+from dpac_engine.control import journal_failures
 from dpac_engine.control.assignment import MemberAssignment
 from dpac_engine.control.file_watch import FileWatch
 from dpac_engine.control.group_state import GroupState, MemberMemory
@@ -22,6 +24,7 @@ from dpac_engine.core.checkpoints import CutBody
 from dpac_engine.core.difference import FileChange
 from dpac_engine.core.image import TreeImage
 from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode_key_change
+from dpac_engine.io import journal_failure_note
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import sync_folder
 from dpac_engine.io.members.tally import Tally
@@ -143,7 +146,7 @@ class Member:
         executor: Executor,
         directory: DirectoryFactory,
         pending_max: int,
-        remember: Callable[[], None],
+        remember: Callable[[], bool],
         commits: Commits,
         note: Callable[[int, Sequence[Change]], None],
         hasten: Callable[[], None],
@@ -268,6 +271,7 @@ class Member:
 
     async def _attach_volume(self, spec: VolumeSpec) -> None:
         path = Path(spec.path)
+        await asyncio.to_thread(self._learn_of_failure)
         before = signature_of(path)
         known = self.memory.signature
         if before is None and spec.size is None:
@@ -310,6 +314,10 @@ class Member:
         volume.note = partial(self._note, self.ordinal)
         self.volume = volume
         self._tasks = [asyncio.create_task(volume.write_behind(), name=f"write-behind-{self.name}")]
+
+    def _learn_of_failure(self) -> None:
+        if journal_failures.take_up(self.memory, self._spool.durable_lsn) and self._remember():
+            journal_failures.forget(self.memory)
 
     def _is_other(self, found: Signature) -> bool:
         known = self.memory.attached
@@ -433,9 +441,16 @@ class Member:
         self._remember()
 
     def _bypassing(self) -> None:
-        # From here on nothing of the journal may be replayed: the file goes on without it.
+        # From here on nothing of the journal may be replayed: the file goes on without it. That must be on record first; where
+        # the journal's disk takes nothing, beside the volume. OSError if it can be put on record nowhere.
         self.memory.void_incarnation = self._state.incarnation
-        self._remember()
+        if self._remember():
+            return
+        try:
+            journal_failure_note.leave(Path(self.spec.path), self.memory.uid, self._state.incarnation)
+        except OSError as error:
+            why = f"its journal failed, which can be noted neither with the group's state nor beside it ({error.strerror})"
+            raise OSError(errno.EROFS, why) from error
 
     async def _attach_directory(self, spec: DirectorySpec) -> None:
         directory = self._directory_factory(spec, MemberJournal(self._spool, self.ordinal, self._hasten), self._folder)

@@ -136,7 +136,11 @@ class Tracking:
         """Nothing is tracked for the leg any more."""
         self._noting.discard(leg)
         self._bitmaps.pop(leg, None)
-        await asyncio.to_thread(shutil.rmtree, self._folder / leg, True)
+        await asyncio.to_thread(self.drop, leg)
+
+    def drop(self, leg: str) -> None:
+        """Remove what an earlier run noted for a leg that is gone. Blocks."""
+        shutil.rmtree(self._folder / leg, ignore_errors=True)
 
 
 def _changes_in(spool: Spool, from_lsn: int, to_lsn: int, sizes: Mapping[int, int]) -> dict[int, DirtyBitmap]:

@@ -112,7 +112,8 @@ class Volume:
         self.leaving: Callable[[], None] = lambda: None
         """Called before the file gets what is not durable in the journal, because the journal failed."""
         self.bypassing: Callable[[], None] = lambda: None
-        """Called once the file has all that the journal held, before the first change that the journal will not have."""
+        """Called once the file has all that the journal held, before the first change that the journal will not have. Raises OSError
+        if that cannot be put on record: then no such change may be made."""
         self.note: Callable[[Sequence[Change]], None] = lambda _: None
         """Called with every batch once it is journalled."""
         self.commits: Commits = LocalCommits(spool)
@@ -563,10 +564,10 @@ class Volume:
                 self._writing.result()
             self._apply_blocking(list(self._pending))
             os.fdatasync(self._fd)
+            self.bypassing()
         except OSError as error:
             self.error = error
             return
-        self.bypassing()
         self.bypass = True
         self._pending.clear()
         self.pending_bytes = 0
