@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dpac_engine.control.compaction import Compaction
     from dpac_engine.control.control_process import ControlParts
     from dpac_engine.control.group import Group
-    from dpac_engine.control.member import MemberJournal
+    from dpac_engine.control.member_journal import MemberJournal
     from dpac_engine.control.mounts import Mounts
     from dpac_engine.control.repositories import TargetRecovery
     from dpac_engine.control.site import Site

@@ -69,6 +69,9 @@ class FoldingJournal:
         self.runs.append((self.lsn, changes))
         return self.lsn
 
+    async def admitted(self) -> None:
+        return
+
     async def wait_durable(self, lsn: int) -> None:
         if self.fails_before_durable is not None:
             self.fails_before_durable -= 1

@@ -32,7 +32,7 @@ def rows_in(database: Path) -> int:
 def test_every_capture_of_a_database_that_is_written_holds_what_was_committed(tmp_path: Path, mode: str) -> None:
     """A capture of a busy database ends, passes integrity_check, lacks no row committed before it began, and
     brings no log files; a barrier says so."""
-    root, journal, blueprint = tmp_path / "tree", FoldingJournal(), SqliteBlueprint()
+    root, journal, blueprint = tmp_path / "tree", FoldingJournal(), SqliteBlueprint(busy_seconds_max=60)
     root.mkdir()
     (root / "settings.ini").write_text("quiet")
 

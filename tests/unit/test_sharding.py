@@ -45,21 +45,21 @@ def newest_first(*sequences: int, member: str = "1", lsn: int = 0) -> Iterator[M
         (spec(members=9, shards=5), None, Invalid, "spec.journal.shards"),
         (spec(members=1, shards=2), None, Invalid, "spec.journal.shards"),
         (spec(replication={"here": {"mode": "sync", "target": "t"}}), None, Invalid, "spec.replication.here.mode"),
-        (spec(more={"app": {"kind": "directory", "path": "/app"}}), None, Invalid, "spec.members.app"),
     ],
 )
 def test_what_several_shards_cannot_have_is_refused(
     wanted: GroupSpec, before: GroupSpec | None, kind: type[Exception], where: str
 ) -> None:
-    """A changed number, too few workers or members, a sync leg, a blueprint: each names its property."""
+    """A changed number, too few workers or members, a sync leg: each names its property."""
     with pytest.raises(kind) as caught:
         check_shards(wanted, before, workers=4)
     assert caught.value.property_path == where  # type: ignore[attr-defined]
 
 
 def test_one_shard_may_have_all_of_it() -> None:
-    """A group of one shard is checked for none of that."""
+    """A group of one shard is checked for none of that, and directories may be in either."""
     more = {"app": {"kind": "directory", "path": "/app", "blueprint": "sqlite"}}
+    check_shards(spec(shards=2, more=more), None, workers=2)
     check_shards(spec(shards=1, more=more, replication={"a": {"mode": "sync", "target": "t"}}), None, workers=1)
 
 

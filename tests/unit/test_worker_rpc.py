@@ -25,6 +25,7 @@ from dpac_engine.control.worker_api import (
     RewindProgress,
     ShardHeld,
     ShardMark,
+    ShardQuiet,
     WorkerMount,
     WorkerRewind,
 )
@@ -34,6 +35,7 @@ from dpac_engine.core.shared_mark import Held, Order
 
 UID = "1" * 32
 SHARD = f"{UID}.1"
+SHARD_QUIET = ShardQuiet(token="q", members=["app"])
 SHARD_HELD = ShardHeld(token="t", sequence=7, void_from=6, stamp_ns=9, news=False)
 ORDER = Order(8, 10, (7, 8), False)
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
@@ -114,6 +116,13 @@ class RecordingWorker:
         await self._called("change_hold", group_uid, change)
         return HELD
 
+    async def quiesce(self, key: str) -> ShardQuiet:
+        await self._called("quiesce", key)
+        return SHARD_QUIET
+
+    async def unquiesce(self, key: str, token: str) -> None:
+        await self._called("unquiesce", key, token)
+
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         await self._called("hold_writes", key, seconds_max)
         return SHARD_HELD
@@ -175,10 +184,12 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
         assert await client.rewind_progress(UID, "op-1") == REWOUND
         await client.release(UID, "op-1")
         assert await client.mount_states() == MOUNTS
+        assert await client.quiesce(SHARD) == SHARD_QUIET
         assert await client.hold_writes(SHARD, 0.5) == SHARD_HELD
         assert SHARD_HELD.as_held() == Held("t", 7, 6, 9, False)
-        assert await client.mark_held(ShardMark.of(SHARD, "t", ORDER, "a")) == CHECKPOINT
+        assert await client.mark_held(ShardMark.of(SHARD, "t", ORDER, "a", "q")) == CHECKPOINT
         await client.release_writes(SHARD, "t")
+        await client.unquiesce(SHARD, "q")
         await client.secure(SHARD)
         assert worker.calls == [
             ("apply", UID),
@@ -194,12 +205,14 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
             ("rewind_progress", UID, "op-1"),
             ("release", UID, "op-1"),
             ("mount_states",),
+            ("quiesce", SHARD),
             ("hold_writes", SHARD, 0.5),
-            ("mark_held", ShardMark.of(SHARD, "t", ORDER, "a")),
+            ("mark_held", ShardMark.of(SHARD, "t", ORDER, "a", "q")),
             ("release_writes", SHARD, "t"),
+            ("unquiesce", SHARD, "q"),
             ("secure", SHARD),
         ]
-        assert worker.calls[-3][1].order() == ORDER
+        assert worker.calls[-4][1].order() == ORDER
         assert {call[0] for call in worker.calls} == set(METHODS)
 
     served(tmp_path, test)

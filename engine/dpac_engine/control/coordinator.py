@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dpac_api.errors import DpacError, Temporary
-from dpac_api.models import Checkpoint
+from dpac_api.models import Checkpoint, CheckpointRequest
 from dpac_engine.control import marking
 from dpac_engine.control.assignment import shard_key
-from dpac_engine.control.worker_api import ShardHeld, ShardMark
+from dpac_engine.control.quiescing import check_any
+from dpac_engine.control.worker_api import ShardHeld, ShardMark, ShardQuiet
 from dpac_engine.core.shared_mark import Held, Hold, Message, PutMark, Release, SharedMark
 
 if TYPE_CHECKING:
@@ -30,8 +32,22 @@ ASKED_TRIES = 5
 """How often a checkpoint that somebody asked for is tried."""
 
 
+class Asked(NamedTuple):
+    """What somebody asked of a checkpoint."""
+
+    tag: str = ""
+    quiet: Mapping[int, str] = {}
+    """Shard -> the token of its members' rest; empty: it is not application-consistent."""
+
+
 class ShardWorker(Protocol):
     """What is asked of the worker of another shard (part of `WorkerApi`)."""
+
+    async def quiesce(self, key: str) -> ShardQuiet:
+        """See `WorkerApi.quiesce`."""
+
+    async def unquiesce(self, key: str, token: str) -> None:
+        """See `WorkerApi.unquiesce`."""
 
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         """See `WorkerApi.hold_writes`."""
@@ -73,20 +89,61 @@ class Coordinator:
         while True:
             due = await marking.next_due(due)
             try:
-                await self._attempt("")
+                await self._attempt(Asked())
             except Exception:
                 log.exception("group %s could not be marked", self._group.assignment.name)
 
-    async def checkpoint(self, tag: str) -> Checkpoint:
+    async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """Take one that somebody asked for; returns once every shard has it durably. Temporary if it cannot be taken."""
+        tag = request.tag or ""
+        if request.app:
+            async with self._at_rest() as quiet:
+                taken = await self._take(Asked(tag, quiet))
+        else:
+            taken = await self._take(Asked(tag))
+        await asyncio.gather(*(self._secure(shard) for shard in self._shards))
+        return taken
+
+    async def _take(self, asked: Asked) -> Checkpoint:
         for left in reversed(range(ASKED_TRIES)):
-            taken = await self._attempt(tag)
+            taken = await self._attempt(asked)
             if taken is not None:
-                await asyncio.gather(*(self._secure(shard) for shard in range(self._group.assignment.shards)))
                 return taken
             if left:
                 await asyncio.sleep(marking.MARK_SECONDS / 2)
         raise Temporary(f"No checkpoint could be taken: {self.reason}. Try again; `dpac status` tells what is wrong.")
+
+    @property
+    def _shards(self) -> range:
+        return range(self._group.assignment.shards)
+
+    @asynccontextmanager
+    async def _at_rest(self) -> AsyncIterator[dict[int, str]]:
+        """The members of all shards that have a blueprint are quiesced, all at once. Invalid if there is none."""
+        async with self._group.quiescing.turn:
+            answers = await asyncio.gather(*(self._quiesce(shard) for shard in self._shards), return_exceptions=True)
+            quiet = {at: answer.token for at, answer in enumerate(answers) if isinstance(answer, ShardQuiet)}
+            try:
+                for answer in answers:
+                    if isinstance(answer, BaseException):
+                        raise answer
+                names = [name for answer in answers if isinstance(answer, ShardQuiet) for name in answer.members]
+                check_any(self._group.assignment.name, names)
+                yield quiet
+            finally:
+                ends = (self._unquiesce(shard, token) for shard, token in quiet.items())
+                await asyncio.gather(*ends, return_exceptions=True)  # who did not hear it goes on by its bound
+
+    async def _quiesce(self, shard: int) -> ShardQuiet:
+        if shard == 0:
+            return await self._group.quiescing.begin()
+        return await self._workers[shard].quiesce(self._key(shard))
+
+    async def _unquiesce(self, shard: int, token: str) -> None:
+        if shard == 0:
+            self._group.quiescing.end(token)
+        else:
+            await self._workers[shard].unquiesce(self._key(shard), token)
 
     async def _secure(self, shard: int) -> None:
         if shard == 0:
@@ -96,14 +153,14 @@ class Coordinator:
 
     # ------------------------------------------------------------------ one attempt
 
-    async def _attempt(self, tag: str) -> Checkpoint | None:
+    async def _attempt(self, asked: Asked) -> Checkpoint | None:
         async with self._turn:
             attempt, marks = SharedMark(self._group.assignment.shards), dict[int, Checkpoint]()
-            await self._drive(attempt, marks, tag)
+            await self._drive(attempt, marks, asked)
             self._note(attempt)
             return None if attempt.reason else _joined(marks)
 
-    async def _drive(self, attempt: SharedMark, marks: dict[int, Checkpoint], tag: str) -> None:
+    async def _drive(self, attempt: SharedMark, marks: dict[int, Checkpoint], asked: Asked) -> None:
         """Do what the attempt says and tell it what came of it, until it is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + HOLD_SECONDS_MAX
@@ -111,7 +168,7 @@ class Coordinator:
         messages = attempt.begin()
         while not attempt.over:
             for message in messages:
-                calls[asyncio.create_task(self._ask(message, tag))] = message.shard
+                calls[asyncio.create_task(self._ask(message, asked))] = message.shard
             done, _ = await asyncio.wait(
                 calls, timeout=max(deadline - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED
             )
@@ -122,7 +179,7 @@ class Coordinator:
             task.add_done_callback(partial(self._late, attempt, shard))
         self._let_go(messages)
 
-    async def _ask(self, message: Message, tag: str) -> Held | Checkpoint | None:
+    async def _ask(self, message: Message, asked: Asked) -> Held | Checkpoint | None:
         shard, holding = message.shard, self._group.holding
         key, worker = self._key(shard), self._workers.get(shard)
         match message:
@@ -131,9 +188,10 @@ class Coordinator:
                     return holding.take(HOLD_SECONDS_MAX)
                 return (await worker.hold_writes(key, HOLD_SECONDS_MAX)).as_held()
             case PutMark(_, token, order):
+                quiet = asked.quiet.get(shard, "")
                 if worker is None:
-                    return holding.mark(token, order, tag)
-                return await worker.mark_held(ShardMark.of(key, token, order, tag))
+                    return holding.mark(token, order, asked.tag, quiet)
+                return await worker.mark_held(ShardMark.of(key, token, order, asked.tag, quiet))
             case Release(_, token):
                 if worker is None:
                     holding.release(token)
@@ -147,7 +205,7 @@ class Coordinator:
 
     def _let_go(self, messages: list[Message]) -> None:
         for message in messages:
-            task = asyncio.create_task(self._ask(message, ""))
+            task = asyncio.create_task(self._ask(message, Asked()))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
             task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its bound releases it then

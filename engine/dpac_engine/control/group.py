@@ -34,6 +34,7 @@ from dpac_engine.control.holding import Holding
 from dpac_engine.control.journal_return import JournalReturn
 from dpac_engine.control.marking import Marking
 from dpac_engine.control.member import DirectoryFactory, Member
+from dpac_engine.control.quiescing import Quiescing
 from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.shipper import Compactor, Shipper
 from dpac_engine.control.spool_quota import SpoolQuota
@@ -105,6 +106,7 @@ class Group:
         self._told = b""
         self._tasks: list[asyncio.Task[None]] = []
         self.holding = Holding(self)
+        self.quiescing = Quiescing(self.members)
         self.coordinator = Coordinator(self, deps.peers) if assignment.shards > 1 and not assignment.shard else None
         self.rewinds = Rewinds(self, deps.open_reader)
         self.applying = asyncio.Lock()
@@ -412,22 +414,14 @@ class Group:
 
     async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """See `runtime.Runtime.checkpoint`."""
-        if self.coordinator is not None and not request.app:
-            return await self.coordinator.checkpoint(request.tag or "")
-        cuts: dict[int, CutBody] = {}
-        quiesced = [member for member in self.members.values() if request.app and member.has_blueprint]
-        if request.app and not quiesced:
-            raise Invalid(
-                f"Group {self.assignment.name} has no attached member with a blueprint, so there is nothing to quiesce. "
-                "Give a member a `blueprint`, or ask for a plain checkpoint."
-            )
-        try:
-            for member in quiesced:
-                cuts[member.ordinal] = await member.barrier()
-            mark = self.mark(tags=(request.tag,) if request.tag else (), app=request.app, cuts=cuts)
-        finally:
-            for member in quiesced:
-                member.release()
+        if self.coordinator is not None:
+            return await self.coordinator.checkpoint(request)
+        tags = (request.tag,) if request.tag else ()
+        if request.app:
+            async with self.quiescing.at_rest(self.assignment.name) as cuts:
+                mark = self.mark(tags=tags, app=True, cuts=cuts)
+        else:
+            mark = self.mark(tags=tags)
         if mark is None:
             raise DpacError(f"No checkpoint can be taken: {self.journal_error}")
         await self.secure()

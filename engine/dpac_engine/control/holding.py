@@ -1,4 +1,4 @@
-"""One shard of several at a checkpoint: its volumes hold new writes until the mark is there, or their bound has passed."""
+"""One shard of several at a checkpoint: its members let no change in until the mark is there, or their bound has passed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dpac_engine.core.shared_mark import Held, Order, ShardHold
 
 if TYPE_CHECKING:
     from dpac_engine.control.group import Group
-    from dpac_engine.io.members.volume import Volume
 
 
 class Holding:
@@ -32,7 +31,7 @@ class Holding:
         """Holds that ended by their bound."""
 
     def take(self, seconds_max: float) -> Held:
-        """Hold every volume's new writes for so long at most; those taken before are in front of the mark.
+        """Hold every member's new changes for so long at most; those taken before are in front of the mark.
 
         Temporary if the shard holds already, or its journal takes no marks.
         """
@@ -43,20 +42,23 @@ class Holding:
             raise Temporary("It holds for another checkpoint.")
         self._began = self._loop.time()
         self._bound = self._loop.call_later(seconds_max, self._expire, token)
-        for volume in self._volumes():
-            volume.hold(True)
+        self._hold_members(True)
         state = group.state
         return Held(token, state.sequence, state.void_from or state.sequence, group.stamp(), group.marking.news)
 
-    def mark(self, token: str, order: Order, tag: str) -> Checkpoint:
-        """The mark, and the end of the hold. Conflict if the shard has let a writer go since it gave the token."""
+    def mark(self, token: str, order: Order, tag: str, quiet: str = "") -> Checkpoint:
+        """The mark, and the end of the hold. Conflict if the shard has let a writer go since it gave the token, or its members do
+        not rest for this checkpoint any more (`quiet`, if it is application-consistent)."""
         group = self._group
-        unbroken = all(volume.held for volume in self._volumes())  # one that was attached since was never told
+        unbroken = all(member.holds for member in group.members.values())
         if not self._hold.admits(token, self._loop.time()) or not unbroken or order.sequence <= group.state.sequence:
             self.release(token)
             raise Conflict("It had let its writers go before its mark came.")
-        mark = group.marking.mark(tags=(tag,) if tag else (), order=order)
-        self.release(token)
+        try:
+            cuts = group.quiescing.cuts(quiet) if quiet else {}
+            mark = group.marking.mark(tags=(tag,) if tag else (), app=bool(quiet), cuts=cuts, order=order)
+        finally:
+            self.release(token)
         if mark is None:
             raise Temporary(group.journal_error)
         group.nudge_legs()
@@ -69,12 +71,12 @@ class Holding:
         self.waits.add(self._loop.time() - self._began)
         if self._bound is not None:
             self._bound.cancel()
-        for volume in self._volumes():
-            volume.hold(False)
+        self._hold_members(False)
 
     def _expire(self, token: str) -> None:
         self.expired += 1
         self.release(token)
 
-    def _volumes(self) -> list[Volume]:
-        return [member.volume for member in self._group.members.values() if member.volume is not None]
+    def _hold_members(self, on: bool) -> None:
+        for member in self._group.members.values():
+            member.hold(on)

@@ -19,11 +19,12 @@ from dpac_engine.control.assignment import MemberAssignment
 from dpac_engine.control.file_watch import FileWatch
 from dpac_engine.control.group_state import GroupState, MemberMemory
 from dpac_engine.control.group_view import MemberInfo
+from dpac_engine.control.member_journal import MemberJournal
 from dpac_engine.control.moments import nanoseconds
 from dpac_engine.core.checkpoints import CutBody
 from dpac_engine.core.difference import FileChange
 from dpac_engine.core.image import TreeImage
-from dpac_engine.core.records import Header, KeyChange, Kind, decode_key, encode_key_change
+from dpac_engine.core.records import Header, KeyChange, Kind, decode_key
 from dpac_engine.io import journal_failure_note
 from dpac_engine.io import spool as spool_module
 from dpac_engine.io.files import sync_folder
@@ -32,7 +33,7 @@ from dpac_engine.io.members.volume import Commits, Volume
 from dpac_engine.io.members.volume_file import Signature, signature_of
 from dpac_engine.io.nbd.export import Change
 from dpac_engine.io.open_files import writers_below
-from dpac_engine.io.spool import Entry, Spool
+from dpac_engine.io.spool import Spool
 from dpac_engine.io.unapplied import ASIDE, Record, read_aside, set_aside
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,10 @@ class Directory(Protocol):
     def release(self) -> None:
         """The barrier's mark is written: go on capturing."""
 
+    @property
+    def at_rest(self) -> bool:
+        """Nothing was captured since the last `barrier`."""
+
     def conditions(self, subject: str) -> list[Condition]:
         """What a person should know."""
 
@@ -92,44 +97,6 @@ class DirectoryFactory(Protocol):
 
     def __call__(self, spec: DirectorySpec, journal: MemberJournal, index_folder: Path) -> Directory:
         """Not started yet."""
-
-
-class MemberJournal:
-    """The journal as one key-value member sees it (a `ports.JournalWriter`)."""
-
-    def __init__(self, spool: Spool, ordinal: int, hasten: Callable[[], None]) -> None:
-        self._spool = spool
-        self._ordinal = ordinal
-        self._hasten = hasten
-        """Called once something that was put is durable: legs can take it while the rest is captured."""
-
-    def put(self, entries: Sequence[KeyChange]) -> int:
-        """See `JournalWriter.put`: a mark is appended by the same thread, so none can come between."""
-        encoded = [encode_key_change(change) for change in entries]
-        last = len(encoded) - 1
-        self._spool.append(
-            [
-                Entry(kind, 0 if at == last else 1, self._ordinal, 0, 0, payload)
-                for at, (kind, payload) in enumerate(encoded)
-            ]
-        )
-        self._spool.when_durable(self._spool.head_lsn, lambda _: self._hasten())
-        return self._spool.head_lsn
-
-    async def wait_durable(self, lsn: int) -> None:
-        """See `JournalWriter.wait_durable`."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def settle(error: OSError | None) -> None:
-            if not done.done():
-                if error is None:
-                    done.set_result(None)
-                else:
-                    done.set_exception(error)
-
-        self._spool.when_durable(lsn, settle)
-        await done
-        self._hasten()  # a capture waits last: from here on it may be the one that makes the member whole
 
 
 class Member:
@@ -174,6 +141,7 @@ class Member:
         self._folder = folder
         self._found: list[Record] = []
         self._watch: FileWatch | None = None
+        self._journal: MemberJournal | None = None
         self.changed = ""
         """What was done to it behind dpac's back; until every target has it as it is now."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -453,7 +421,8 @@ class Member:
             raise OSError(errno.EROFS, why) from error
 
     async def _attach_directory(self, spec: DirectorySpec) -> None:
-        directory = self._directory_factory(spec, MemberJournal(self._spool, self.ordinal, self._hasten), self._folder)
+        self._journal = MemberJournal(self._spool, self.ordinal, self._hasten)
+        directory = self._directory_factory(spec, self._journal, self._folder)
         for header, payload in self._found:
             if header.kind in (Kind.PUT, Kind.DELETE) and header.next_lsn > directory.applied_lsn:
                 keyspace, key, start = decode_key(payload)
@@ -515,6 +484,22 @@ class Member:
 
     # ------------------------------------------------------------------ checkpoints and legs
 
+    def hold(self, on: bool) -> None:
+        """Let no change into the journal until told otherwise."""
+        if self.volume is not None:
+            self.volume.hold(on)
+        if self._journal is not None:
+            self._journal.hold(on)
+
+    @property
+    def holds(self) -> bool:
+        """It lets none in. One that was attached since it was told was never told."""
+        return (self.volume is None or self.volume.held) and (self.directory is None or self._journal_held)
+
+    @property
+    def _journal_held(self) -> bool:
+        return self._journal is not None and self._journal.held
+
     def cut(self) -> CutBody | None:
         """How exact it is in a checkpoint made now; None if it is not in it."""
         if self.volume is not None:
@@ -527,6 +512,11 @@ class Member:
         """Quiesce and capture it."""
         assert self.directory is not None
         return _cut_body(await self.directory.barrier())
+
+    @property
+    def at_rest(self) -> bool:
+        """What `barrier` captured is still the newest that the journal has of it."""
+        return self.directory is not None and self.directory.at_rest
 
     def release(self) -> None:
         """The mark after a barrier is written."""

@@ -241,6 +241,7 @@ class Mounts:
             target=opening.target,
             checkpoint=request.checkpoint,
             lsn=opening.lsn,
+            shards=request.shards,
             hydrate=request.hydrate,
         )
         try:

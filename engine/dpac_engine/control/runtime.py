@@ -8,6 +8,7 @@ from typing import Protocol
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.holding import Holding
+from dpac_engine.control.quiescing import Quiescing
 from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome
 from dpac_engine.io.nbd.export import Export
@@ -35,6 +36,10 @@ class Runtime(Protocol):
     @property
     def holding(self) -> Holding:
         """How a shard of several holds its writers for a mark."""
+
+    @property
+    def quiescing(self) -> Quiescing:
+        """How members with a blueprint are brought to rest for a checkpoint."""
 
     async def secure(self) -> None:
         """Return once the journal is durable up to now, and have it shipped without delay."""

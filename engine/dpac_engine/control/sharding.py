@@ -48,13 +48,6 @@ def check_shards(spec: GroupSpec, before: GroupSpec | None, workers: int) -> Non
                 f'The leg {name!r} is sync, which a group of several shards cannot have. Use mode "async", or one shard.',
                 property_path=f"spec.replication.{name}.mode",
             )
-    for name, member in spec.members.items():
-        if member.kind != "volume":
-            raise Invalid(
-                f"The member {name!r} is a {member.kind}, and a group of several shards can have volumes only. Declare it in another "
-                "group, or use one shard.",
-                property_path=f"spec.members.{name}",
-            )
 
 
 def check_none_empty(group: str, used: set[int], shards: int) -> None:

@@ -38,7 +38,9 @@ class TreeOrder(Model):
     target: TargetSpec
     checkpoint: str
     lsn: int
-    """Where the checkpoint lies."""
+    """Where the checkpoint lies, in a group that has one shard."""
+    shards: int = 1
+    """How many the group has."""
     hydrate: bool
 
 

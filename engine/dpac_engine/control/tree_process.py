@@ -13,15 +13,17 @@ import signal
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dpac_api.errors import DpacError, NotFound, Temporary
 from dpac_api.models import TargetSpec
+from dpac_engine.control.assignment import shard_key
 from dpac_engine.control.logs import log_to
-from dpac_engine.control.mount_holds import read_hold
+from dpac_engine.control.mount_holds import Hold, read_hold
 from dpac_engine.control.tree_orders import Call, Said, TreeArguments, TreeOrder, TreeState, tree_folder
-from dpac_engine.core.image import TreeImage
+from dpac_engine.core.image import Image, TreeImage
+from dpac_engine.core.manifest import MemberState
 from dpac_engine.io.mounted_tree.hydration import TreeHydration
 from dpac_engine.io.mounted_tree.local_copy import LocalCopy, is_whole
 from dpac_engine.io.mounted_tree.lower import Lower
@@ -135,18 +137,26 @@ class TreeServer:
 
     def _image(self, order: TreeOrder) -> TreeImage:
         """What the checkpoint holds: of the segments that the mount holds, or by looking for it if it holds none."""
-        reader = self._open_reader(order.group_uid, order.target)
         held = read_hold(self._mounts / order.mount_id)
-        if held is not None:
-            image, members = reader.image_of(held.segments, held.lsn), held.members
-        else:
+        for image, members in self._held(order, held) if held is not None else self._sought(order):
+            found = next((ordinal for ordinal, member in members.items() if member.name == order.member), None)
+            if found is not None:
+                return image.tree(found)
+        raise NotFound(f"Checkpoint {order.checkpoint} does not hold {order.member}. Unmount {order.mount_id}.")
+
+    def _held(self, order: TreeOrder, held: Hold) -> Iterator[tuple[Image, Mapping[int, MemberState]]]:
+        """Each shard's part, of the segments that the mount holds."""
+        for part in (held, *held.others):
+            reader = self._open_reader(part.group_uid, order.target)
+            yield reader.image_of(part.segments, part.lsn), part.members
+
+    def _sought(self, order: TreeOrder) -> Iterator[tuple[Image, Mapping[int, MemberState]]]:
+        for shard in range(order.shards):
+            reader = self._open_reader(shard_key(order.group_uid, shard), order.target)
             reader.refresh()
             mark = reader.resolve(order.checkpoint)
-            image, members = reader.image_of(reader.refs_of(mark), order.lsn), reader.members_at(mark)
-        found = next((ordinal for ordinal, member in members.items() if member.name == order.member), None)
-        if found is None:
-            raise NotFound(f"Checkpoint {order.checkpoint} does not hold {order.member}. Unmount {order.mount_id}.")
-        return image.tree(found)
+            lsn = order.lsn if order.shards == 1 else mark.lsn
+            yield reader.image_of(reader.refs_of(mark), lsn), reader.members_at(mark)
 
     def _ended(self, served: _Served, tree: MountedTree, copy: LocalCopy) -> None:
         if not served.leaving:

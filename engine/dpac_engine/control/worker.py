@@ -26,6 +26,7 @@ from dpac_engine.control.worker_api import (
     RewindProgress,
     ShardHeld,
     ShardMark,
+    ShardQuiet,
     WorkerMount,
     WorkerRewind,
 )
@@ -239,13 +240,21 @@ class Worker:
         """See `WorkerApi.change_hold`."""
         return await self._running(group_uid).change_hold(change)
 
+    async def quiesce(self, key: str) -> ShardQuiet:
+        """See `WorkerApi.quiesce`."""
+        return await self._running(key).quiescing.begin()
+
+    async def unquiesce(self, key: str, token: str) -> None:
+        """See `WorkerApi.unquiesce`."""
+        self._running(key).quiescing.end(token)
+
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         """See `WorkerApi.hold_writes`."""
         return ShardHeld(**self._running(key).holding.take(seconds_max)._asdict())
 
     async def mark_held(self, request: ShardMark) -> Checkpoint:
         """See `WorkerApi.mark_held`."""
-        return self._running(request.key).holding.mark(request.token, request.order(), request.tag)
+        return self._running(request.key).holding.mark(request.token, request.order(), request.tag, request.quiet)
 
     async def release_writes(self, key: str, token: str) -> None:
         """See `WorkerApi.release_writes`."""

@@ -107,6 +107,14 @@ class ShardHeld(Model):
         return Held(self.token, self.sequence, self.void_from, self.stamp_ns, self.news)
 
 
+class ShardQuiet(Model):
+    """A shard's members with a blueprint are at rest, each captured."""
+
+    token: str
+    """Of this rest and no other; a mark must bear it."""
+    members: list[Name]
+
+
 class ShardMark(Model):
     """Mark a shard that holds (`shared_mark.PutMark`)."""
 
@@ -118,9 +126,11 @@ class ShardMark(Model):
     void_to: int
     news: bool
     tag: str = ""
+    quiet: str = ""
+    """The token of its members' rest, if the checkpoint is application-consistent."""
 
     @classmethod
-    def of(cls, key: str, token: str, order: Order, tag: str) -> ShardMark:
+    def of(cls, key: str, token: str, order: Order, tag: str, quiet: str) -> ShardMark:
         """The request for an order."""
         begin, end = order.void
         return cls(
@@ -132,6 +142,7 @@ class ShardMark(Model):
             void_to=end,
             news=order.news,
             tag=tag,
+            quiet=quiet,
         )
 
     def order(self) -> Order:
@@ -177,6 +188,12 @@ class WorkerApi(Protocol):
 
     async def change_hold(self, group_uid: str, change: HoldChange) -> HoldOutcome:
         """Hold or release a checkpoint at the target of every leg."""
+
+    async def quiesce(self, key: str) -> ShardQuiet:
+        """Quiesce and capture the members of a shard that have a blueprint; they rest for some seconds at most."""
+
+    async def unquiesce(self, key: str, token: str) -> None:
+        """Let them go on; no error if they do, or rest for another."""
 
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         """Have a shard of several hold new writes, for so long at most. Temporary if it cannot."""

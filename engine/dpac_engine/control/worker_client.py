@@ -17,6 +17,7 @@ from dpac_engine.control.worker_api import (
     RewindProgress,
     ShardHeld,
     ShardMark,
+    ShardQuiet,
     WorkerMount,
     WorkerRewind,
 )
@@ -28,8 +29,8 @@ from dpac_engine.control.worker_rpc import (
     OfMount,
     OfOperation,
     OfShard,
+    OfToken,
     OfWorker,
-    ReleaseWrites,
 )
 
 CONNECT_SECONDS = 2.0
@@ -38,6 +39,8 @@ ACT_SECONDS = 60.0
 SHIP_SECONDS = 300.0
 RESERVE_SECONDS = 110.0
 """A directory is captured in full for it; less than what an operation waits for any answer."""
+QUIESCE_SECONDS = 50.0
+"""Less than what control waits for the checkpoint that asks for it."""
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
@@ -97,6 +100,14 @@ class WorkerClient:
         """See `WorkerApi.change_hold`."""
         return await self._ask("change_hold", HoldOfGroup(group_uid=group_uid, change=change), ACT_SECONDS, HoldOutcome)
 
+    async def quiesce(self, key: str) -> ShardQuiet:
+        """See `WorkerApi.quiesce`."""
+        return await self._ask("quiesce", OfShard(key=key), QUIESCE_SECONDS, ShardQuiet)
+
+    async def unquiesce(self, key: str, token: str) -> None:
+        """See `WorkerApi.unquiesce`."""
+        await self._call("unquiesce", OfToken(key=key, token=token), self._status_seconds)
+
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         """See `WorkerApi.hold_writes`."""
         return await self._ask("hold_writes", HoldWrites(key=key, seconds_max=seconds_max), seconds_max, ShardHeld)
@@ -107,7 +118,7 @@ class WorkerClient:
 
     async def release_writes(self, key: str, token: str) -> None:
         """See `WorkerApi.release_writes`."""
-        await self._call("release_writes", ReleaseWrites(key=key, token=token), self._status_seconds)
+        await self._call("release_writes", OfToken(key=key, token=token), self._status_seconds)
 
     async def secure(self, key: str) -> None:
         """See `WorkerApi.secure`."""

@@ -56,8 +56,8 @@ class HoldWrites(OfShard):
     seconds_max: float
 
 
-class ReleaseWrites(OfShard):
-    """`release_writes`."""
+class OfToken(OfShard):
+    """A call about what a shard gave a token for."""
 
     token: str
 
@@ -92,9 +92,11 @@ METHODS: dict[str, Method] = {
     ),
     "release": Method(OfOperation, lambda worker, body: worker.release(body.group_uid, body.operation_id)),
     "change_hold": Method(HoldOfGroup, lambda worker, body: worker.change_hold(body.group_uid, body.change)),
+    "quiesce": Method(OfShard, lambda worker, body: worker.quiesce(body.key)),
+    "unquiesce": Method(OfToken, lambda worker, body: worker.unquiesce(body.key, body.token)),
     "hold_writes": Method(HoldWrites, lambda worker, body: worker.hold_writes(body.key, body.seconds_max)),
     "mark_held": Method(ShardMark, lambda worker, body: worker.mark_held(body)),
-    "release_writes": Method(ReleaseWrites, lambda worker, body: worker.release_writes(body.key, body.token)),
+    "release_writes": Method(OfToken, lambda worker, body: worker.release_writes(body.key, body.token)),
     "secure": Method(OfShard, lambda worker, body: worker.secure(body.key)),
     "mount": Method(WorkerMount, lambda worker, body: worker.mount(body)),
     "unmount": Method(OfMount, lambda worker, body: worker.unmount(body.mount_id)),

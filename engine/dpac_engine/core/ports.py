@@ -104,5 +104,11 @@ class JournalWriter(Protocol):
     def put(self, entries: Sequence[KeyChange]) -> int:
         """Append the changes as one contiguous run that no mark divides; returns the LSN after the last of them."""
 
+    async def admitted(self) -> None:
+        """Returns once a change may be appended; the caller does so before it waits for anything else.
+
+        A shard of several takes none in while it is held for a checkpoint: what was read after that moment is not in it.
+        """
+
     async def wait_durable(self, lsn: int) -> None:
         """Returns once every record before `lsn` is durable in the spool."""

@@ -125,6 +125,7 @@ class Capture:
         # What an unstable file was made of a moment ago is listed by nothing: no need to put it.
         listed = [KeyChange(Keyspace.CHUNK, *chunk) for chunk in held if plan.references[chunk[0]] > 0]
         changes = listed + plan.changes
+        await self._journal.admitted()
         lsn = self._put(changes) if changes else None
         if lsn is not None or work.full:
             await self.in_thread(lambda: self._apply(plan, work, started_ns))

@@ -208,6 +208,11 @@ class DirectoryMember:
             self._release_timer = None
         self._released.set()
 
+    @property
+    def at_rest(self) -> bool:
+        """Nothing was captured since the last `barrier`: neither was it released, nor did its bound pass."""
+        return not self._released.is_set()
+
     def cut(self) -> Cut:
         """How exact this member is in a mark that is written now."""
         return Cut(kind="observed", as_of=_moment(self._as_of_ns()), skew_seconds=self._skew_seconds)
