@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from dpac_engine.control.group import Group
     from dpac_engine.control.member_journal import MemberJournal
     from dpac_engine.control.mounts import Mounts
+    from dpac_engine.control.preseed_kit import PreseedKit
     from dpac_engine.control.repositories import TargetRecovery
     from dpac_engine.control.site import Site
     from dpac_engine.control.worker_client import WorkerClient
     from dpac_engine.control.worker_process import WorkerParts
     from dpac_engine.core.ports import Store, TailStore
     from dpac_engine.io.blueprints.blueprint import Blueprint
-    from dpac_engine.io.keys import Keyring
+    from dpac_engine.io.keys import Keyring, WritingKeys
     from dpac_engine.io.members.directory import DirectoryMember
     from dpac_engine.io.repository import RepositoryReader, RepositoryWriter
     from dpac_engine.io.stores.counting import Meter, Meters
@@ -202,7 +203,7 @@ def build_recovery(keyring: Keyring, meters: Meters) -> TargetRecovery:
     )
 
 
-def writer_opener(keyring: Keyring, meters: Meters, retry_seconds: float) -> Callable[..., RepositoryWriter]:
+def writer_opener(keyring: WritingKeys, meters: Meters, retry_seconds: float) -> Callable[..., RepositoryWriter]:
     """Opens a group's repository at a target, to write with one of its data keys, and to lock what is written."""
     from dpac_engine.control.assignment import group_of
     from dpac_engine.core.immutability import locked_for_ns
@@ -447,12 +448,24 @@ def stored_groups(site: Site) -> StoredGroups:
     return lambda target: find(open_store(target, meters.of(target.location)), keyring)
 
 
+def open_preseed(kit: PreseedKit, shard: WorkerAssignment) -> RepositoryWriter:
+    """Writes to a shard's part of a kit's target, with the kit's key."""
+    from dpac_engine.io.clock import SystemClock
+    from dpac_engine.io.stores.counting import Meters
+
+    legs = (leg for leg in shard.spec.replication.values() if leg.target == kit.target)
+    locked = next((leg.retention.immutable_for for leg in legs), None)
+    return writer_opener(kit, Meters(SystemClock()), READER_RETRY_SECONDS)(
+        shard.key, shard.key_id, kit.target_spec, locked
+    )
+
+
 def main() -> int:
     """The console script `dpac`: one command; returns its exit status."""
     from dpac_engine.control.cli import main as run
     from dpac_engine.control.commands import session
 
-    session.chosen.stored_groups = stored_groups
+    session.chosen.stored_groups, session.chosen.open_preseed = stored_groups, open_preseed
     return run()
 
 

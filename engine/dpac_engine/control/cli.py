@@ -1,4 +1,4 @@
-"""`dpac`: the command line. Everything but `serve`, `stop`, `key` and `catalogue` goes through the REST client."""
+"""`dpac`: the command line. Everything but `serve`, `stop`, `key`, `catalogue` and `target preseed` goes through the REST client."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dpac_engine.control.commands import (
     keys,
     operations,
     policy,
+    preseed,
     restore,
     serving,
     session,
@@ -65,6 +66,10 @@ for name, group in (
     ("policy", policy.app),
 ):
     app.add_typer(group, name=name)
+
+
+targets.app.command("preseed")(preseed.preseed)
+targets.app.command("preseed-kit")(preseed.preseed_kit)
 
 
 @app.callback()

@@ -392,7 +392,7 @@ class Shipper:
         infos = self.group.member_infos()
         waiting = [members[ordinal] for ordinal in infos if not members[ordinal].is_ready]
         if waiting:
-            again = any(member.ready for member in waiting)
+            again = any(member.was_whole for member in waiting)
             self.data_state = DataState.FULL_RESYNC if again else DataState.INITIAL_SYNC
             if self.memory.delta and all(
                 ordinal in self.memory.delta for ordinal in infos if not members[ordinal].is_ready
@@ -550,7 +550,7 @@ class Shipper:
         state = self.repository
         members, infos = dict(state.members) if state else {}, self.group.member_infos()
         for ordinal, member in members.items():
-            if ordinal not in infos and member.founding and not member.ready:
+            if ordinal not in infos and member.founding and not member.was_whole:
                 # It left before it was ever whole here: nobody waits for it any more.
                 members[ordinal] = msgspec.structs.replace(member, founding=False)
         for ordinal, info in infos.items():

@@ -85,6 +85,10 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
         return not self.until or now_ns < self.until
 
 
+PRESEEDED = -1
+"""`MemberState.content` of a copy that did not come from the member itself: it is like no content that the member ever had."""
+
+
 class MemberState(msgspec.Struct, frozen=True, omit_defaults=True):
     """A member at this repository."""
 
@@ -99,6 +103,11 @@ class MemberState(msgspec.Struct, frozen=True, omit_defaults=True):
     """While the member is being seeded: the next byte to fill (volumes; 0 for others)."""
     founding: bool = False
     """It was there from the group's first seed on: no checkpoint is recoverable before it is."""
+
+    @property
+    def was_whole(self) -> bool:
+        """It is recoverable at some LSN, or was."""
+        return any(end is None or begin < end for begin, end in self.ready)
 
     @property
     def is_ready(self) -> bool:
@@ -126,7 +135,13 @@ class MemberState(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def seeded(self, lsn: int) -> MemberState:
         """The member once it is seeded: recoverable from `lsn` on."""
-        return msgspec.structs.replace(self, ready=[*self.ready, (lsn, None)], seed_position=None)
+        whole = [(begin, end) for begin, end in self.ready if begin != end]
+        return msgspec.structs.replace(self, ready=[*whole, (lsn, None)], seed_position=None)
+
+    def preseeded(self, position: int | None) -> MemberState:
+        """The member while something like it comes from elsewhere: what is here is to be compared, and never recovered. `position` is
+        how far that has come; None: it is all here."""
+        return msgspec.structs.replace(self, content=PRESEEDED, ready=[(0, 0)], seed_position=position)
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,6 +16,7 @@ import secrets
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -42,6 +43,16 @@ class EscrowStatus:
 def fingerprint(kek: bytes) -> str:
     """What people compare to know that two copies are the same key; tells nothing about the key."""
     return hashlib.sha256(b"dpac kek 1" + kek).hexdigest()[:32]
+
+
+class WritingKeys(Protocol):
+    """What a repository's writer needs of keys."""
+
+    def wrapped(self, key_id: str) -> bytes:
+        """The key as it lies in repositories at `keys/<key id>`. NotFound if it is not known here."""
+
+    def data_key(self, key_id: str) -> bytes:
+        """Its 32 bytes."""
 
 
 class Keyring:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
     from dpac_api.client import Client
     from dpac_api.models import Group
+    from dpac_engine.control.assignment import WorkerAssignment
     from dpac_engine.control.catalogue_rebuild import StoredGroups
+    from dpac_engine.control.preseed_kit import PreseedKit
     from dpac_engine.control.site import Site
+    from dpac_engine.io.repository import RepositoryWriter
 
 T = TypeVar("T")
 PAGE = 100
@@ -74,6 +77,8 @@ class Chosen:
     site: str | None = None
     stored_groups: Callable[[Site], StoredGroups] | None = None
     """How `dpac catalogue rebuild` reads targets; set by the wiring."""
+    open_preseed: Callable[[PreseedKit, WorkerAssignment], RepositoryWriter] | None = None
+    """How `dpac target preseed` writes to the target of a kit; set by the wiring."""
 
 
 chosen = Chosen()
