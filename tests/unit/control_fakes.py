@@ -268,6 +268,9 @@ class FakeTree:
     def read_chunk(self, digest: bytes) -> bytes:
         raise NotFound("the fake keeps content in entries")
 
+    def runs(self, digests: Sequence[bytes]) -> Iterator[StoredRun]:
+        return iter(())
+
 
 @dataclass(frozen=True)
 class FakeMember:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from dpac_api.errors import Invalid, Temporary
 from dpac_engine.core.difference import FileChange
 from dpac_engine.core.entries import ROOT, Entry, EntryType, decode_entry, digest_of, encode_entry
+from dpac_engine.core.image import StoredRun
 from dpac_engine.io.blueprints.sqlite import SqliteBlueprint
 from dpac_engine.io.members.tally import Tally
 from dpac_engine.io.members.tree_restore import restore_tree
@@ -57,6 +59,9 @@ class Tree:
 
     def read_chunk(self, digest: bytes) -> bytes:
         return self.chunks[digest]
+
+    def runs(self, digests: Sequence[bytes]) -> Iterator[StoredRun]:
+        return iter(())
 
     def restore(self, to: Path) -> None:
         restore_tree(self.entries(), self.read_chunk, to, lambda _: None)

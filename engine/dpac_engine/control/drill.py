@@ -18,11 +18,12 @@ from dpac_api.errors import Corruption, DpacError, NotFound, Temporary
 from dpac_api.models import DirectorySpec, DrillReport, DrillRequest, MemberDrill
 from dpac_engine.control import drill_report
 from dpac_engine.control.catalogue import utc
-from dpac_engine.control.image_reading import each_run, read_whole, stored_bytes
 from dpac_engine.control.operations import RESTARTED, Cast, Failed
 from dpac_engine.control.recovery import ImageView, MemberView
+from dpac_engine.control.volume_restore import stored_bytes
 from dpac_engine.control.worker_api import WorkerMount
 from dpac_engine.core.checkpoints import Mark
+from dpac_engine.io.stored_runs import each_run, read_whole
 
 _CHOOSE, _OPEN, _MOUNT, _REPORT = "choose checkpoint", "open image", "mount", "report"
 
@@ -138,7 +139,7 @@ class Drill:
         volume.read(0, min(512, volume.size_bytes))
         opened_seconds = self._elapsed_seconds()
         goal, done = stored_bytes(volume), 0
-        for _, length in each_run(volume, read_whole):
+        for _, length in each_run(volume.runs(), read_whole):
             done += length
             self._cast.progress(f"{done} of {goal} bytes read", done, goal)
         return MemberDrill(opened_seconds=opened_seconds, checked_bytes=done, checks={"every block authentic": "ok"})

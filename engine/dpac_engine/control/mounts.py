@@ -257,7 +257,9 @@ class Mounts:
         shutil.rmtree(opening.folder / tree_folder(member), ignore_errors=True)
         tree, place = opening.image.tree(ordinal), opening.folder / member
         place.mkdir(mode=0o700)  # durable with `mount.json`
-        self._restore_tree(tree.entries(), tree.read_chunk, place, lambda _: None, place=tree.chunk_place)
+        self._restore_tree(
+            tree.entries(), tree.read_chunk, place, lambda _: None, place=tree.chunk_place, runs=tree.runs
+        )
 
     def _addresses(self, mount_id: str, opened: Mapping[str, MountedVolume | Path]) -> dict[str, str]:
         return {

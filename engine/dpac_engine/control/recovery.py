@@ -55,6 +55,9 @@ class TreeView(Protocol):
     def read_chunk(self, digest: bytes) -> bytes:
         """The content with that hash; Corruption if it is damaged or missing."""
 
+    def runs(self, digests: Sequence[bytes]) -> Iterator[StoredRun]:
+        """What is stored of some chunks, in the order of `digests`; the `offset` of a place is the position there."""
+
 
 class TreeOutcome(NamedTuple):
     """What became of the content of a tree's files, in bytes."""

@@ -286,12 +286,12 @@ class TargetRecovery:
             done += count
             progress(done, goal)
 
-        found = self._restore(tree.entries(), tree.read_chunk, to, wrote, expect, tree.chunk_place, partial)
+        found = self._restore(tree.entries(), tree.read_chunk, to, wrote, expect, tree.chunk_place, partial, tree.runs)
         return TreeOutcome(found.written, found.kept)
 
     def read_tree(self, tree: TreeView, progress: Progress) -> int:
         """See `Recovery.read_tree`."""
-        return read_tree(tree.entries(), tree.read_chunk, tree.chunk_place, progress)
+        return read_tree(tree.entries(), tree.read_chunk, tree.chunk_place, progress, tree.runs)
 
     def check(self, blueprint: str, root: Path) -> dict[str, str]:
         """See `Recovery.check`."""

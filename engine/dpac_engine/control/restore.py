@@ -16,12 +16,12 @@ from typing import Any
 from dpac_api.errors import DpacError, Invalid, NotFound
 from dpac_api.models import RestoreReport, RestoreRequest
 from dpac_engine.control.host_checks import check_restore_over, check_restore_path
-from dpac_engine.control.image_reading import stored_bytes
 from dpac_engine.control.operations import RESTARTED, Cast, Stopping
 from dpac_engine.control.recovery import ImageView, TreeOutcome, TreeView
 from dpac_engine.control.restore_journal import RestoreJournal, Whole
-from dpac_engine.control.volume_restore import Outcome, VolumeRestore
+from dpac_engine.control.volume_restore import Outcome, VolumeRestore, stored_bytes
 from dpac_engine.core.globs import matching, with_folders
+from dpac_engine.core.image import StoredRun
 from dpac_engine.io.files import make_folder, sync_folder
 from dpac_engine.io.members.tree_restore import of_dpac
 from dpac_engine.io.restored_volume import RestoredVolume
@@ -56,6 +56,10 @@ class _Part:
     def read_chunk(self, digest: bytes) -> bytes:
         """See `TreeView`."""
         return self._tree.read_chunk(digest)
+
+    def runs(self, digests: Sequence[bytes]) -> Iterator[StoredRun]:
+        """See `TreeView`."""
+        return self._tree.runs(digests)
 
 
 class Restore:

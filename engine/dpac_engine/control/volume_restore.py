@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dpac_engine.control.image_reading import READERS, each_run, stored_bytes
 from dpac_engine.control.recovery import VolumeView
 from dpac_engine.control.restore_journal import RestoreJournal
 from dpac_engine.core.image import StoredRun
 from dpac_engine.core.stream_hashes import StreamHashes
 from dpac_engine.io.restored_volume import RestoredVolume
+from dpac_engine.io.stored_runs import READERS, each_run
 
 SYNC_BYTES = 64 * 2**20
 """So much is written from one note in the journal to the next: what a crash costs at most."""
@@ -60,7 +60,7 @@ class VolumeRestore:
     def run(self) -> Outcome:
         """Write what is not there. Corruption if what is stored is damaged; OSError of the file."""
         written, looked_at, segment = 0, 0, ""
-        for run, count in each_run(self._volume, self._work):
+        for run, count in each_run(self._volume.runs(), self._work):
             if run.segment != segment:
                 self._end_of(segment)
                 segment = run.segment
@@ -109,6 +109,11 @@ class _HashesOfSegments:
             if len(self._known) > 2 * READERS:
                 self._known.popitem(last=False)
             return self._known[run.segment]
+
+
+def stored_bytes(volume: VolumeView) -> int:
+    """How much of the volume is stored."""
+    return sum(length for _, length in volume.extents())
 
 
 def _gaps(volume: VolumeView) -> Iterator[tuple[int, int]]:

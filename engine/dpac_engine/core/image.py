@@ -123,7 +123,7 @@ def _key_indexes(segments: Sequence[RowArray], rows: RowArray) -> Int64Array:
 
 
 class StoredRun(NamedTuple):
-    """Bytes that lie together in a segment, of which a device is made at one place or several."""
+    """Bytes that lie together in a segment, of which a device is made at one place or several, or that are chunks of a tree."""
 
     segment: str
     """Its name; empty if it has none."""
@@ -199,9 +199,7 @@ class VolumeImage:
         order = order[sources[order] != ZEROES]
         columns = (column[order].tolist() for column in (starts, lengths, sources, positions))
         stored = (piece for extent in zip(*columns, strict=True) for piece in _cut(*extent))
-        for places in _parts(stored):
-            segment = self._segments[places[0].source]
-            yield StoredRun(segment.name, places, segment.read_once, segment.hashes)
+        return _runs(self._segments, stored)
 
     def extents(self) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored, in order; the rest reads as zeroes."""
@@ -220,16 +218,17 @@ def _cut(offset: int, length: int, source: int, position: int) -> Iterator[Piece
 
 
 def _together(one: Piece, other: Piece) -> bool:
-    """Whether one read gets both: they are of the same part of a segment, and not much lies between."""
+    """Whether one read gets both: they are of the same part of a segment, in order, and not much lies between."""
     return (
         one.source == other.source
+        and one.position <= other.position
         and one.position // RUN_BYTES == other.position // RUN_BYTES
         and other.position - (one.position + one.length) < GAP_BYTES_MAX
     )
 
 
 def _parts(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces, sorted by segment and position, as they are read at once."""
+    """Pieces in their order, those together that are read at once."""
     places: list[Piece] = []
     for piece in pieces:
         if places and not _together(places[-1], piece):
@@ -238,6 +237,12 @@ def _parts(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         places.append(piece)
     if places:
         yield places
+
+
+def _runs(segments: Sequence[HashedSegment], pieces: Iterable[Piece]) -> Iterator[StoredRun]:
+    for places in _parts(pieces):
+        segment = segments[places[0].source]
+        yield StoredRun(segment.name, places, segment.read_once, segment.hashes)
 
 
 class _Value(NamedTuple):
@@ -249,7 +254,7 @@ class _Value(NamedTuple):
 class TreeImage:
     """A key-value member at a checkpoint."""
 
-    def __init__(self, segments: Sequence[IndexedSegment], ordinal: int, lsn: int) -> None:
+    def __init__(self, segments: Sequence[HashedSegment], ordinal: int, lsn: int) -> None:
         self._segments = segments
         rows = member_rows(segments, ordinal, lsn)
         self.values: dict[tuple[int, bytes], _Value] = {}
@@ -306,6 +311,15 @@ class TreeImage:
         """(hash, length) of every chunk, in the order in which they are stored."""
         found = ((value, key) for (keyspace, key), value in self.values.items() if keyspace == Keyspace.CHUNK)
         return [(key, value.length) for value, key in sorted(found)]
+
+    def runs(self, digests: Sequence[bytes]) -> Iterator[StoredRun]:
+        """What is stored of some chunks, in the order in which they are asked for; what lies together is of one run.
+
+        The `offset` of a place is the chunk's position in `digests`. A chunk that is missing is in no run.
+        """
+        found = ((at, self.values.get((Keyspace.CHUNK, digest))) for at, digest in enumerate(digests))
+        pieces = (Piece(at, value.length, value.source, value.position) for at, value in found if value is not None)
+        return _runs(self._segments, pieces)
 
     def stored_bytes(self) -> int:
         """How much all chunks are."""

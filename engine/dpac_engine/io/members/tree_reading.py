@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 from dpac_api.errors import Corruption
 from dpac_engine.core.entries import EntryType
-from dpac_engine.io.members.tree_restore import ReadChunk, checked, verified
+from dpac_engine.io.members.read_ahead import ChunkRuns, ReadAhead, ReadChunk
+from dpac_engine.io.members.tree_restore import checked, verified
 
 
 def read_tree(
@@ -14,6 +16,7 @@ def read_tree(
     read_chunk: ReadChunk,
     place: Callable[[bytes], tuple[int, int]],
     progress: Callable[[int, int], None],
+    runs: ChunkRuns = lambda _: iter(()),
 ) -> int:
     """Read every entry and, in the order in which they are stored, every chunk; returns bytes of content.
 
@@ -26,10 +29,12 @@ def read_tree(
             if lengths.setdefault(digest, length) != length:
                 raise Corruption(f"{path!r} lists a chunk of {lengths[digest]} bytes where {length} belong.")
     goal, done = sum(lengths.values()), 0
-    for digest in sorted(lengths, key=place):
-        found = len(verified(read_chunk(digest), digest))
-        if found != lengths[digest]:
-            raise Corruption(f"The chunk {digest.hex()} has {found} bytes where {lengths[digest]} belong.")
-        done += found
-        progress(done, goal)
+    wanted = [(digest, lengths[digest]) for digest in sorted(lengths, key=place)]
+    with contextlib.closing(ReadAhead(runs, read_chunk, wanted)) as ahead:
+        for digest, length in wanted:
+            found = len(verified(ahead.read(digest), digest))
+            if found != length:
+                raise Corruption(f"The chunk {digest.hex()} has {found} bytes where {length} belong.")
+            done += found
+            progress(done, goal)
     return done

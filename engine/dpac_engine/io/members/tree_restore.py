@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -16,9 +17,7 @@ from dpac_api.errors import Conflict, Corruption, Denied, DpacError, Invalid, Te
 from dpac_engine.core.entries import ROOT, Entry, EntryType, decode_entry, digest_of
 from dpac_engine.io.files import sync_folder
 from dpac_engine.io.members.beneath import Beneath, split
-
-ReadChunk = Callable[[bytes], bytes]
-
+from dpac_engine.io.members.read_ahead import ChunkRuns, ReadAhead, ReadChunk
 
 _PARTIAL_PREFIX = ".dpac-restore-"
 _PARTIAL_SUFFIX = ".partial"
@@ -50,13 +49,14 @@ def restore_tree(
     expect: Callable[[int], None] = lambda _: None,
     place: Callable[[bytes], tuple[int, int]] = lambda _: (0, 0),
     partial: Path | None = None,
+    runs: ChunkRuns = lambda _: iter(()),
 ) -> Written:
     """Recreate a tree at `to`, which is missing (its parent is not) or an empty folder.
 
     `entries` are keys and values of key space ENTRY in any order; `read_chunk` gives the content of a chunk by its
     hash, which is checked. `expect` is told the bytes there are to write (other names of one file counted too), and
     `progress` those of each piece as it is written. Files are written in the order of the places of their first chunks:
-    `place` tells where a chunk is stored. Everything is on disk when this returns. Until then it lies in a folder named
+    `place` tells where a chunk is stored, and what `runs` finds of them is fetched ahead. Everything is on disk when this returns. Until then it lies in a folder named
     `.dpac-restore-*.partial`, which is removed on failure; or in `partial`, beside `to`, which stays: what an earlier call left
     there is not read from the target again, as far as its hashes are right.
 
@@ -73,7 +73,7 @@ def restore_tree(
             partial.mkdir(mode=0o700, exist_ok=True)
             with Beneath(partial) as beneath:
                 left = frozenset(_below(beneath)) if stays else frozenset[bytes]()
-                restoring = Restoring(beneath, tree, read_chunk, progress, place, left)
+                restoring = Restoring(beneath, tree, read_chunk, progress, place, left, runs)
                 restoring.run()
                 sync_all(beneath.root_fd)
             _publish(partial, to, tree.get(ROOT))
@@ -178,6 +178,7 @@ class Restoring:
         progress: Callable[[int], None],
         place: Callable[[bytes], tuple[int, int]],
         left: frozenset[bytes] = frozenset(),
+        runs: ChunkRuns = lambda _: iter(()),
     ) -> None:
         """`left`: what an earlier try made here."""
         self.done = Written(0, 0)
@@ -187,6 +188,7 @@ class Restoring:
         self._read_chunk = read_chunk
         self._progress = progress
         self._place = place
+        self._runs = runs
         self._first_names: dict[tuple[int, int], bytes] = {}
 
     def run(self) -> int:
@@ -204,8 +206,7 @@ class Restoring:
                 self._first_names.setdefault(inode, path)
         links = [path for path in files if self._first_name(path) != path]
         contents = sorted(set(files).difference(links), key=self._stored_at)
-        for path in [*contents, *links]:
-            self._file(path, self._tree[path])
+        self._write_files(contents, links)
         for path in others:
             self._other(path, self._tree[path])
         # What a folder holds sets its times, and its mode may forbid to change that: folders last, deepest first.
@@ -214,11 +215,19 @@ class Restoring:
                 set_metadata(self._beneath.folder(path), self._tree[path])
         return self.done.written
 
+    def _write_files(self, contents: list[bytes], links: list[bytes]) -> None:
+        # What an earlier try left is not fetched unless it is damaged.
+        entries = (self._tree[path] for path in contents if path not in self._left)
+        wanted = ((digest, length) for entry in entries for _, length, digest in entry.pieces())
+        with contextlib.closing(ReadAhead(self._runs, self._read_chunk, wanted)) as ahead:
+            for path in [*contents, *links]:
+                self._file(path, self._tree[path], ahead.read)
+
     def _stored_at(self, path: bytes) -> tuple[int, int]:
         digests = self._tree[path].digests
         return self._place(digests[0]) if digests else (-1, 0)
 
-    def _file(self, path: bytes, entry: Entry) -> None:
+    def _file(self, path: bytes, entry: Entry, read_chunk: ReadChunk) -> None:
         if self._linked(path):
             return
         fd, is_left = self._opened(path)
@@ -230,7 +239,7 @@ class Restoring:
                 if is_left and digest_of(os.pread(fd, length, offset)) == digest:
                     kept += length
                 else:
-                    content = verified(self._read_chunk(digest), digest)
+                    content = verified(read_chunk(digest), digest)
                     if len(content) != length:
                         raise Corruption(f"{path!r} lists a chunk of {len(content)} bytes where {length} belong.")
                     _write(fd, offset, content, entry.sparse and not is_left)

@@ -124,7 +124,7 @@ class _Rewind:
         os.mkdir(name, 0o700, dir_fd=self._live.root_fd)
         with Beneath(b"/proc/self/fd/%d/%s" % (self._live.root_fd, name)) as staged:
             self._tally.bytes_written = tree_restore.Restoring(
-                staged, entries, then.read_chunk, self._progress, then.chunk_place
+                staged, entries, then.read_chunk, self._progress, then.chunk_place, runs=then.runs
             ).run()
             tree_restore.sync_all(staged.root_fd)
 

@@ -1,13 +1,12 @@
-"""Reads whole volumes of an image, a bounded number of pieces at a time."""
+"""Reads what is stored of an image from end to end, a bounded number of runs at a time."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from dpac_engine.control.recovery import VolumeView
 from dpac_engine.core.image import StoredRun
 
 READERS = 4
@@ -16,15 +15,15 @@ READERS = 4
 T = TypeVar("T")
 
 
-def each_run(volume: VolumeView, work: Callable[[StoredRun], T]) -> Iterator[tuple[StoredRun, T]]:
-    """What `work` made of everything stored of the volume, in the order of `VolumeView.runs`.
+def each_run(runs: Iterable[StoredRun], work: Callable[[StoredRun], T]) -> Generator[tuple[StoredRun, T], None, None]:
+    """What `work` made of each of the runs, in their order.
 
     It is called in threads, for several runs at once. The first error of it ends this, once those under way have ended.
     """
     with ThreadPoolExecutor(READERS, thread_name_prefix="image") as readers:
         ahead: deque[tuple[StoredRun, Future[T]]] = deque()
         try:
-            for run in volume.runs():
+            for run in runs:
                 ahead.append((run, readers.submit(work, run)))
                 if len(ahead) > READERS:
                     oldest, working = ahead.popleft()
@@ -40,8 +39,3 @@ def each_run(volume: VolumeView, work: Callable[[StoredRun], T]) -> Iterator[tup
 def read_whole(run: StoredRun) -> int:
     """Read a run, and so authenticate it; how many bytes it has."""
     return sum(len(data) for _, data in run.content())
-
-
-def stored_bytes(volume: VolumeView) -> int:
-    """How much of the volume is stored."""
-    return sum(length for _, length in volume.extents())
