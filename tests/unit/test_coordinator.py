@@ -12,6 +12,7 @@ import pytest
 from dpac_api.errors import Invalid, Temporary
 from dpac_api.models import Checkpoint, CheckpointRequest
 from dpac_engine.control import coordinator as coordinator_module
+from dpac_engine.control.coordinator import Coordinator
 from dpac_engine.control.group import Group
 from dpac_engine.io.members.tree_restore import restore_tree
 from tests.sharded_group import ShardedSite, run
@@ -159,5 +160,42 @@ def test_a_directory_lets_nothing_into_a_shard_that_holds(tmp_path: Path) -> Non
         second.holding.release(held.token)
         await capture
         assert second.spool.head_lsn > head_lsn
+
+    run(tmp_path, story)
+
+
+async def still(first: Group) -> Coordinator:
+    """The coordinator, with nobody taking a checkpoint every second."""
+    assert first.coordinator is not None
+    for task in first._tasks:
+        task.cancel()
+    await asyncio.gather(*first._tasks, return_exceptions=True)
+    return first.coordinator
+
+
+def test_a_skipped_checkpoint_is_tried_again_within_its_second(tmp_path: Path) -> None:
+    """Once, and not while they are skipped in a row: writers are held each time. What was skipped is counted, and why is said."""
+
+    async def story(site: ShardedSite) -> None:
+        first, second = await site.start()
+        coordinator = await still(first)
+        await coordinator.tick()
+        before, skipped = second.state.sequence, coordinator.skipped
+        site.peer.failing["hold_writes"] = 1
+        await coordinator.tick()
+        assert second.state.sequence == first.state.sequence > before
+        assert coordinator.skipped == skipped
+        for seconds in (1, 2, 3):
+            site.peer.calls.clear()
+            site.peer.failing["hold_writes"] = 9
+            await coordinator.tick()
+            assert site.peer.calls.count("hold_writes") == (2 if seconds == 1 else 1)
+            assert coordinator.skipped == skipped + seconds
+            assert coordinator.skipping == (seconds >= coordinator_module.SKIPS_TOLD)
+        assert "does not answer" in coordinator.reason
+        site.peer.failing.clear()
+        await coordinator.tick()
+        assert not coordinator.skipping
+        assert coordinator.reason == ""
 
     run(tmp_path, story)

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 HOLD_SECONDS_MAX = 0.25
 """No writer is held for longer, whatever becomes of the others."""
+AGAIN_SECONDS = 0.1
+"""How long writers go on before a checkpoint that was skipped is tried once more."""
 SKIPS_TOLD = 3
 ASKED_TRIES = 5
 """How often a checkpoint that somebody asked for is tried."""
@@ -89,9 +91,20 @@ class Coordinator:
         while True:
             due = await marking.next_due(due)
             try:
-                await self._attempt(Asked())
+                await self.tick()
             except Exception:
                 log.exception("group %s could not be marked", self._group.assignment.name)
+
+    async def tick(self) -> None:
+        """Take this second's. One that is skipped is tried once more, so that the next is not two seconds after the last; while
+        they are skipped in a row it is not, for writers are held each time."""
+        taken = await self._attempt(Asked())
+        if taken is None and not self._missed:
+            await asyncio.sleep(AGAIN_SECONDS)
+            taken = await self._attempt(Asked())
+        if taken is None:
+            self.skipped += 1
+        self._missed = 0 if taken is not None else self._missed + 1
 
     async def checkpoint(self, request: CheckpointRequest) -> Checkpoint:
         """Take one that somebody asked for; returns once every shard has it durably. Temporary if it cannot be taken."""
@@ -109,6 +122,7 @@ class Coordinator:
             taken = await self._attempt(asked)
             if taken is not None:
                 return taken
+            self.skipped += 1
             if left:
                 await asyncio.sleep(marking.MARK_SECONDS / 2)
         raise Temporary(f"No checkpoint could be taken: {self.reason}. Try again; `dpac status` tells what is wrong.")
@@ -217,8 +231,6 @@ class Coordinator:
         if attempt.reason and attempt.reason != self.reason:
             log.warning("a checkpoint of group %s is skipped: %s", self._group.assignment.name, attempt.reason)
         self.reason = attempt.reason
-        self.skipped += bool(attempt.reason)
-        self._missed = self._missed + 1 if attempt.reason else 0
 
 
 def _told(
