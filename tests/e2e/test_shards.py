@@ -87,7 +87,7 @@ def test_every_checkpoint_over_two_workers_is_a_moment_that_was(site: LiveSite, 
 
 @pytest.mark.e2e
 def test_a_group_of_two_shards_goes_through_every_face(site: LiveSite, tmp_path: Path) -> None:
-    """Status, tagged checkpoint, hold, list, verify, space, restore, drill and purge work as for any other group."""
+    """Status, tagged checkpoint, hold, list, verify, space, restore, also in place, drill and purge work as for any other group."""
     status = site.rest.group_status(GROUP)
     assert [(shard.worker, shard.members) for shard in status.shards] == [(0, ["a", "c"]), (1, ["b"])]
     assert all(shard.hold_wait.count > 0 for shard in status.shards)
@@ -109,9 +109,15 @@ def test_a_group_of_two_shards_goes_through_every_face(site: LiveSite, tmp_path:
     with site.mounted(GROUP, checkpoint.id, "b") as mount:
         assert to.read_bytes() == contents(mount.members["b"])
     site.dpac("drill", GROUP, "--at", checkpoint.id)
-    refused = site.dpac("restore", GROUP, "--at", checkpoint.id, "--member", "b", "--in-place", "--yes", status=None)
-    assert refused.returncode != 0
-    assert "2 shards" in refused.stdout + refused.stderr
+    held = {name: contents(site.rest.group(GROUP).members[name].nbd_uri) for name in VOLUMES}
+    report = site.dpac_json("restore", GROUP, "--at", checkpoint.id, "--member", "b", "--in-place", "--yes")["result"]
+    assert contents(site.rest.group(GROUP).members["b"].nbd_uri) == to.read_bytes() != held["b"]
+    safety = report["safety_checkpoint"]
+    assert len(site.rest.checkpoint(GROUP, safety).lsn) == 2, "the safety checkpoint is one of all shards"
+    with site.mounted(GROUP, safety) as mount:
+        assert {name: contents(mount.members[name]) for name in VOLUMES} == held
+    for name in ("a", "c"):
+        assert contents(site.rest.group(GROUP).members[name].nbd_uri) == held[name], "the others stay as they are"
     uid = site.rest.group(GROUP).uid
     site.dpac("group", "delete", GROUP, "--on-destroy", "purge", "--yes")
     until(lambda: not list((tmp_path / "copies" / "g").glob(f"{uid}*/**/m/*")), "the target holds nothing of the group")

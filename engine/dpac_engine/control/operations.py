@@ -105,12 +105,14 @@ class Cast:
 
     @property
     def worker(self) -> WorkerApi:
-        """The group's worker."""
-        if self.group.worker >= len(self.stage.workers):
-            raise Temporary(
-                f"The group's worker {self.group.worker} is not running here. Start the backend with more workers."
-            )
-        return self.stage.workers[self.group.worker]
+        """The group's worker, or that of its first shard."""
+        return self.worker_at(self.group.worker)
+
+    def worker_at(self, index: int) -> WorkerApi:
+        """A worker by its number. Temporary if there is none."""
+        if index >= len(self.stage.workers):
+            raise Temporary(f"The group's worker {index} is not running here. Start the backend with more workers.")
+        return self.stage.workers[index]
 
 
 RunMaker = Callable[[Cast], Run]

@@ -19,8 +19,7 @@ from dpac_engine.control.browsing import held_member
 from dpac_engine.control.catalogue import utc
 from dpac_engine.control.operations import RESTARTED, Cast, Run
 from dpac_engine.control.restore import Restore
-from dpac_engine.control.sharding import check_one_shard
-from dpac_engine.control.worker_api import RewindProgress, WorkerRewind
+from dpac_engine.control.worker_api import RewindProgress, WorkerApi, WorkerRewind
 
 _CHOOSE, _SAFETY, _WRITE, _MARK = "choose checkpoint", "safety checkpoint", "write what differs", "checkpoint"
 POLL_SECONDS = 0.2
@@ -53,6 +52,8 @@ class RestoreInPlace:
     def __init__(self, cast: Cast) -> None:
         self._cast = cast
         self._request = RestoreRequest.model_validate({**cast.operation.request, "request_id": cast.operation.id})
+        group = cast.group
+        self._key, self._worker_index = group.shards[group.member_shards.get(self._request.member, 0)]
         self._tag = f"before-restore-{cast.operation.id}"
         self._known: _Known | None = None
         with suppress(ValueError):  # nothing is known yet
@@ -62,6 +63,11 @@ class RestoreInPlace:
         self._report: RestoreReport | None = None
         with suppress(ValueError):  # it is not over yet
             self._report = RestoreReport.model_validate(cast.operation.result)
+
+    @property
+    def _worker(self) -> WorkerApi:
+        """That of the member's shard; checkpoints are those of all shards, and asked of the group's."""
+        return self._cast.worker_at(self._worker_index)
 
     def plan(self) -> Sequence[str]:
         """See `operations.Run`."""
@@ -76,7 +82,7 @@ class RestoreInPlace:
     def clean_up(self) -> None:
         """See `operations.Run`: the member is let go. A worker that died has let it go."""
         with suppress(Unreachable, NotFound):
-            self._cast.call(self._cast.worker.release(self._cast.group.uid, self._cast.operation.id))
+            self._cast.call(self._worker.release(self._key, self._cast.operation.id))
 
     def goes_on(self) -> bool:
         """See `operations.Run`: also before anything is known, since nothing was changed then."""
@@ -101,9 +107,6 @@ class RestoreInPlace:
         if self._known is not None:
             return f"{self._known.checkpoint} at {self._known.target}"
         timeline, group = self._cast.stage.timeline, self._cast.group
-        check_one_shard(
-            group.name, len(group.shards), "Going back in place", "Restore the member to a new path (`--to`)."
-        )
         target, mark, note = timeline.resolve(group, self._request.at, self._request.target)
         repository = timeline.private(group, target)
         ordinal = held_member(repository.members_at(mark), mark, self._request.member)
@@ -119,7 +122,7 @@ class RestoreInPlace:
         return self._cast.group.spec.members[name]
 
     def _check_size(self, checkpoint: str, then_bytes: int) -> None:
-        status = self._cast.call(self._cast.worker.status(self._cast.group.uid))
+        status = self._cast.call(self._worker.status(self._key))
         member = status.members.get(self._request.member)
         if member is not None and member.size_bytes is not None and then_bytes > member.size_bytes:
             raise Invalid(
@@ -132,7 +135,7 @@ class RestoreInPlace:
         safety = self._chosen.safety_checkpoint
         if safety:
             return f"{safety}, tagged {self._tag}, is at {self._chosen.target}"
-        self._cast.call(self._cast.worker.reserve(self._wire()))
+        self._cast.call(self._worker.reserve(self._wire()))
         self._since = safety = self._safeguard(self._tag)
         self._known = self._chosen.model_copy(update={"safety_checkpoint": safety})
         return f"{safety}, tagged {self._tag}, is at {self._chosen.target}"
@@ -185,7 +188,7 @@ class RestoreInPlace:
                 if not self._since and self._progress().state == "reserved":
                     # Clients may have been let in before: what they wrote is to be had, and counts for what differs.
                     self._since = self._safeguard(f"{self._tag}-{number}")
-                self._ask(lambda: self._cast.worker.rewind(self._wire()))
+                self._ask(lambda: self._worker.rewind(self._wire()))
                 return self._watch()
             except NotFound:
                 if number == WRITES_MAX:
@@ -198,10 +201,10 @@ class RestoreInPlace:
         deadline = time.monotonic() + WORKER_AWAY_SECONDS_MAX
         while True:
             with suppress(NotFound):  # the group is not there yet
-                status = self._ask(lambda: self._cast.worker.status(self._cast.group.uid))
+                status = self._ask(lambda: self._worker.status(self._key))
                 member = status.members.get(self._request.member)
                 if member is not None and member.state == "Attached":
-                    self._ask(lambda: self._cast.worker.reserve(self._wire()))
+                    self._ask(lambda: self._worker.reserve(self._wire()))
                     return
             if time.monotonic() > deadline:
                 raise TimedOut(
@@ -221,9 +224,7 @@ class RestoreInPlace:
             time.sleep(POLL_SECONDS)
 
     def _progress(self) -> RewindProgress:
-        found: RewindProgress = self._ask(
-            lambda: self._cast.worker.rewind_progress(self._cast.group.uid, self._cast.operation.id)
-        )
+        found: RewindProgress = self._ask(lambda: self._worker.rewind_progress(self._key, self._cast.operation.id))
         return found
 
     def _ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -262,7 +263,7 @@ class RestoreInPlace:
     def _wire(self) -> WorkerRewind:
         return WorkerRewind(
             operation_id=self._cast.operation.id,
-            group_uid=self._cast.group.uid,
+            group_uid=self._key,
             ordinal=self._chosen.ordinal,
             member=self._request.member,
             target=self._chosen.target,

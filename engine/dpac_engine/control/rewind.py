@@ -143,7 +143,7 @@ class Rewinds:
 
     def _images(self, request: WorkerRewind) -> tuple[Image, Image]:
         """What the group holds, and what it goes back to, of one reader. Blocks."""
-        reader = self._open_reader(self._group.assignment.group_uid, self._group.assignment.targets[request.target])
+        reader = self._open_reader(self._group.assignment.key, self._group.assignment.targets[request.target])
         reader.refresh()
         now, then = (reader.resolve(one) for one in (request.safety_checkpoint, request.checkpoint))
         return reader.image(now), reader.image(then)

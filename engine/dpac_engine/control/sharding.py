@@ -59,11 +59,3 @@ def check_none_empty(group: str, used: set[int], shards: int) -> None:
             "changed. Declare another member beside, which comes to that shard, or another group.",
             property_path="spec.members",
         )
-
-
-def check_one_shard(group: str, shards: int, what: str, instead: str) -> None:
-    """Conflict unless the group has one shard."""
-    if shards > 1:
-        raise Conflict(
-            f"{what} is not possible for the group {group!r}: it has {shards} shards. Nothing was changed. {instead}"
-        )

@@ -59,6 +59,8 @@ class GroupView:
     created: datetime
     spec: GroupSpec
     member_names: Mapping[int, str]
+    member_shards: Mapping[str, int]
+    """Which shard a member lies in."""
     targets: Mapping[str, TargetSpec]
     """Where recovery points lie: the legs' targets first."""
     verified: Mapping[str, tuple[int, str, datetime]]
@@ -122,6 +124,7 @@ def _view(row: GroupRow, targets: Mapping[str, TargetSpec], verified: Iterable[V
         created=row.created,
         spec=GroupSpec.model_validate(row.spec),
         member_names=member_names(row),
+        member_shards={member.name: member.shard for member in row.members if not member.removed},
         targets=targets,
         verified={v.target: (v.sequence, v.checkpoint, v.verified_at) for v in verifications},
         damages={v.target: from_catalogue(v.damage) for v in verifications if v.damage},

@@ -42,7 +42,7 @@ class WorkerRewind(Model):
     """Bring a member back to a checkpoint where it lies. The selectors are resolved by control already."""
 
     operation_id: str
-    group_uid: Uid
+    group_uid: ShardKey
     ordinal: int
     member: Name
     target: Name
