@@ -56,8 +56,9 @@ def rebuild(site: Site, stored_groups: StoredGroups, now: datetime) -> Rebuilt:
     with exclusively(file):
         _require_lost(site)
         notes: list[str] = []
-        found = _from_assignments(site, notes)
-        _add_from_repositories(site, found, stored_groups, notes)
+        told = _from_assignments(site, notes)
+        found = {one.group_uid: one for one in told if one.shard == 0}
+        _add_from_repositories(site, found, _target_specs(told), stored_groups, notes)
         fresh = file.with_name("catalogue.sqlite.rebuilt")
         _remove(fresh)
         catalogue = Catalogue.open(fresh)
@@ -88,25 +89,26 @@ def _require_lost(site: Site) -> None:
 # ------------------------------------------------------------------ finding
 
 
-def _from_assignments(site: Site, notes: list[str]) -> dict[str, WorkerAssignment]:
-    """Group uid -> what its worker was told."""
-    found: dict[str, WorkerAssignment] = {}
+def _from_assignments(site: Site, notes: list[str]) -> list[WorkerAssignment]:
+    """What the workers were told. A group is known by its first shard; of one that lost that, the others still name the targets."""
+    found: list[WorkerAssignment] = []
     for path in sorted(site.groups.glob("*/assignment.json")):
         try:
-            told = WorkerAssignment.model_validate_json(path.read_bytes())
+            found.append(WorkerAssignment.model_validate_json(path.read_bytes()))
         except (OSError, ValidationError):
             notes.append(f"{path} cannot be read; the group is looked for at the targets.")
-            continue
-        if told.shard == 0:  # the others say the same
-            found[told.group_uid] = told
     return found
 
 
 def _add_from_repositories(
-    site: Site, found: dict[str, WorkerAssignment], stored_groups: StoredGroups, notes: list[str]
+    site: Site,
+    found: dict[str, WorkerAssignment],
+    targets: Mapping[str, TargetSpec],
+    stored_groups: StoredGroups,
+    notes: list[str],
 ) -> None:
     """Add the groups that only their targets know; also looks at targets which are found on the way."""
-    specs = _target_specs(found.values())
+    specs = dict(targets)
     looked: set[str] = set()
     while unseen := sorted(specs.keys() - looked):
         looked.update(unseen)
