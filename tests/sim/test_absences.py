@@ -11,7 +11,8 @@ import pytest
 
 from dpac_engine.control.tracking import Tracking
 from tests.simulation import stage
-from tests.simulation.absences import play_absences
+from tests.simulation.absences import Absences
+from tests.simulation.kinds import play
 
 HISTORIES = 40
 
@@ -40,7 +41,7 @@ def test_no_absence_and_no_death_in_it_loses_a_change(defects: stage.Defects) ->
 def test_absences_of_fresh_seeds(defects: stage.Defects, seed: int) -> None:
     """A thousand of them."""
     for number in range(1000):
-        play_absences(seed + number, defects)
+        play(seed + number, defects, "absences")
 
 
 def test_a_bitmap_that_is_cleared_too_early_is_found(defects: stage.Defects, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,5 +61,7 @@ def test_a_bitmap_that_is_cleared_too_early_is_found(defects: stage.Defects, mon
 def _all(defects: stage.Defects) -> Counter[str]:
     seen: Counter[str] = Counter()
     for number in range(HISTORIES):
-        seen += play_absences(number, defects).seen
+        history = play(number, defects, "absences")
+        assert isinstance(history, Absences)
+        seen += history.seen
     return seen

@@ -26,7 +26,8 @@ from dpac_engine.io.members import volume
 from tests.sim.test_volume_crash import make_impatient
 from tests.simulation import host, oracle, stage
 from tests.simulation.campaign import campaign
-from tests.simulation.history import play, replay_command
+from tests.simulation.history import replay_command
+from tests.simulation.kinds import play
 
 ROOT = Path(__file__).parents[2]
 HISTORIES = 200
@@ -101,7 +102,7 @@ def test_a_seed_tells_everything_that_happens(defects: stage.Defects, seed: int)
     here = [play(number, defects).digest for number in chosen]
     assert [play(number, defects).digest for number in reversed(chosen)] == here[::-1]
     program = (
-        "from tests.simulation import stage; from tests.simulation.history import play\n"
+        "from tests.simulation import stage; from tests.simulation.kinds import play\n"
         f"with stage.staged() as defects:\n    print(*(play(seed, defects).digest for seed in {chosen!r}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": str(random.Random(seed).randrange(1, 2**32))}

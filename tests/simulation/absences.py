@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from tests.simulation import world
-from tests.simulation.history import TOLD, History
+from tests.simulation.history import History
 from tests.simulation.stage import Defects
 
 WRITES_MAX = 2000
@@ -84,15 +83,3 @@ class Absences(History):
             self.seen["died while tracking"] += memory.lost and memory.tracked
             self.seen["died in a delta resync"] += bool(memory.delta)
         return whole
-
-
-def play_absences(seed: int, defects: Defects) -> Absences:
-    """The history of that seed, played to its end. AssertionError, with the seed and what came last, if a promise was broken."""
-    defects.found.clear()
-    history = Absences(seed, defects)
-    try:
-        history.run()
-    except (Exception, world.Ended) as error:
-        told = "\n".join(history.world.trace[-TOLD:])
-        raise AssertionError(f"absences, seed {seed}\n{error!r}\n{told}") from error
-    return history

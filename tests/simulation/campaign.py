@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from tests.simulation import stage, world
-from tests.simulation.history import KINDS, play, replay_command
+from tests.simulation.history import replay_command
+from tests.simulation.kinds import KINDS, play
 
 
 class Failure(NamedTuple):
@@ -91,7 +92,7 @@ def _work(told: Connection, first: int, step: int, seconds: float) -> None:
     begin = time.process_time()
     with stage.staged() as defects:
         while time.monotonic() < deadline:
-            kind = random.Random(seed).choices(list(KINDS), [4, 1])[0]
+            kind = random.Random(seed).choices(list(KINDS), [kind.weight for kind in KINDS.values()])[0]
             try:
                 play(seed, defects, kind)
             except (AssertionError, world.Ended) as error:

@@ -38,6 +38,7 @@ from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
 from dpac_engine.control.shipper import Shipper
 from dpac_engine.core.checkpoints import Mark
+from dpac_engine.core.image import Image
 from dpac_engine.io import durable_note
 from dpac_engine.io.members.volume import Volume
 from dpac_engine.io.nbd.export import Change, ChangeKind
@@ -56,8 +57,6 @@ LOOK_NS = 3 * 10**9
 """What was written since so long may lie above the spool's quota: upkeep looks every second, and then syncs and stores."""
 SETTLE_SECONDS = 900.0
 MARKS_CHECKED = 12
-TOLD = 40
-"""Lines of what came last that a failure shows."""
 
 
 class ProbedGroup(Group):
@@ -269,6 +268,7 @@ class History:
         await group.start()
         await self._until(lambda: all(member.attached for member in group.members.values()), "members are attached")
         self._started()
+        await self._begun()
         for _ in range(self.chance.randint(1, self._steps)):
             await self._step()
             self._watch()
@@ -321,6 +321,9 @@ class History:
         self.cut = self.direct = False
         self.acknowledged_lsn = self.group.spool.head_lsn
 
+    async def _begun(self) -> None:
+        """A life begins, and what it took back is right."""
+
     def _watch(self) -> None:
         now_ns, heads = self.world.now_ns, self._heads
         heads.append((now_ns, self.group.spool.head_lsn))
@@ -342,11 +345,16 @@ class History:
             (self._checkpoint, 7), (self._change_target, 8), (self._break_disk, 2), (self._change_spec, 3), (self._rot, 1),
             (self._take_over, 1), (self._arm, 1), (self._lose_power, 0 if self._last else 1),
         ]  # fmt: skip
+        steps += self._more_steps()
         step = self.chance.choices([step for step, _ in steps], [weight for _, weight in steps])[0]
         self.world.note(step.__name__)
         done = step()
         if done is not None:
             await done
+
+    def _more_steps(self) -> list[tuple[Callable[[], Any], int]]:
+        """What else may happen in a history of another kind, and how often."""
+        return []
 
     def _any(self) -> tuple[int, Device, Volume]:
         ordinal = self.chance.choice(sorted(self.members.values()))
@@ -558,8 +566,7 @@ class History:
             target.away, target.slow, target.loss = False, 1, 0.0
             target.deliver()
         group = self.group
-        # Where something rotted, a leg may have to wait for a person.
-        counted = [leg for name, leg in group.legs.items() if name not in self.fenced and not self.targets[name].rotten]
+        counted = self._counted()
         mark: Mark | None = None
 
         def is_whole() -> bool:
@@ -583,9 +590,18 @@ class History:
             if name in group.legs and not self.targets[name].rotten:
                 await self._until(lambda name=name: group.legs[name].fenced, f"{name} is fenced")  # type: ignore[misc]
 
+    def _counted(self) -> list[Shipper]:
+        """Legs that get there by themselves: where something rotted, one may have to wait for a person."""
+        legs = self.group.legs.items()
+        return [leg for name, leg in legs if name not in self.fenced and not self.targets[name].rotten]
+
+    def _ordinals(self) -> set[int]:
+        """Of all members."""
+        return set(self.members.values())
+
     def _has_all(self, leg: Shipper) -> bool:
         members = leg.members
-        whole = all(members[ordinal].is_ready for ordinal in self.members.values())
+        whole = all(ordinal in members and members[ordinal].is_ready for ordinal in self._ordinals())
         return whole and leg.data_state == DataState.CONTINUOUS and leg.error is None
 
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
@@ -661,7 +677,9 @@ class History:
     def _check_mark(self, name: str, target: Target, reader: RepositoryReader, mark: Mark) -> None:
         try:
             image = reader.image(mark)
-            for ordinal in reader.members_at(mark):
+            there = set(reader.members_at(mark))
+            self._check_others(name, mark, image, there - set(self.devices))
+            for ordinal in sorted(there & set(self.devices)):
                 volume = image.volume(ordinal)
                 found = volume.read(0, volume.size_bytes)
                 device = self.devices[ordinal]
@@ -676,6 +694,11 @@ class History:
         except DpacError as error:
             if not target.rotten:
                 raise Wrong(f"{mark.id} at {name}: {error.message}") from error
+
+    def _check_others(self, name: str, mark: Mark, image: Image, ordinals: set[int]) -> None:
+        """Wrong if a member that is no volume is not what it was."""
+        if ordinals:
+            raise Wrong(f"{mark.id} at {name} has the members {ordinals}")
 
     def _check_fence(self, name: str, reader: RepositoryReader) -> None:
         state = reader.require_state()
@@ -706,6 +729,14 @@ class History:
         )
 
     def _assignment(self) -> WorkerAssignment:
+        made = WorkerAssignment.model_validate(self._declared())
+        limits = {"spool_max": Size(f"{SPOOL_BYTES // 1024}KiB"), "history": Duration("20s")}
+        return made.model_copy(
+            update={"spec": made.spec.model_copy(update={"journal": made.spec.journal.model_copy(update=limits)})}
+        )
+
+    def _declared(self) -> dict[str, Any]:
+        """What is assigned."""
         spec = {
             "members": {
                 name: {
@@ -717,18 +748,12 @@ class History:
             },
             "replication": {name: {"target": name, "rpo": "3s"} | self.sync.get(name, {}) for name in self.legs},
         }
-        made = WorkerAssignment.model_validate(
-            {
+        return {
                 "group_uid": UID, "name": "shop", "site_uid": "5" * 32, "shard_uid": SHARD, "worker": 0,
                 "generation": self.generation, "epoch": 1, "membership_version": len(self.devices), "key_id": KEY_ID, "spec": spec,
                 "members": {name: MemberAssignment(ordinal=at, uid=f"{at:032x}") for name, at in self.members.items()},
                 "targets": {name: {"kind": "filesystem", "path": f"/{name}"} for name in self.targets},
-            }
-        )  # fmt: skip
-        limits = {"spool_max": Size(f"{SPOOL_BYTES // 1024}KiB"), "history": Duration("20s")}
-        return made.model_copy(
-            update={"spec": made.spec.model_copy(update={"journal": made.spec.journal.model_copy(update=limits)})}
-        )
+            }  # fmt: skip
 
 
 def _path(ordinal: int) -> str:
@@ -739,23 +764,6 @@ def _no_directory(*_: object) -> Any:
     raise AssertionError("no member is a directory")
 
 
-KINDS: dict[str, Callable[[History], object]] = {"faults": History.run, "rot": History.run_into_rot}
-"""Kinds of histories."""
-
-
 def replay_command(kind: str, seed: int) -> str:
     """Plays one history again."""
     return f"DPAC_SIM_KIND={kind} DPAC_SIM_SEED={seed} pytest tests/sim/test_simulation.py -k one_history"
-
-
-def play(seed: int, defects: stage.Defects, kind: str = "faults") -> History:
-    """The history of that seed, played to its end. AssertionError, with the seed and what came last, if a promise was broken."""
-    defects.found.clear()
-    history = History(seed, defects)
-    try:
-        KINDS[kind](history)
-    except (Exception, world.Ended) as error:
-        raise AssertionError(
-            f"{replay_command(kind, seed)}\n{error!r}\n" + "\n".join(history.world.trace[-TOLD:])
-        ) from error
-    return history

@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from random import Random
@@ -48,6 +48,8 @@ class Host:
         self.boots = 1
         self._open: dict[int, tuple[Node, str]] = {}
         self._maps: dict[int, bytearray] = {}
+        self.watches: list[tuple[str, Callable[[bytes], None]]] = []
+        """(root, who is told of a path below it that changed): of the process that runs."""
 
     @property
     def boot_id(self) -> str:
@@ -62,6 +64,7 @@ class Host:
     def restart(self, power_cut_seed: int | None, *, forget_maps: bool = False) -> None:
         """The process ended; by a loss of power if there is a seed for what that leaves. `forget_maps`: read the disk anew."""
         self._open.clear()
+        self.watches.clear()
         self.crash_in = self.failing_syncs = 0
         self._room_pages = None
         if power_cut_seed is not None:
@@ -99,6 +102,10 @@ class Host:
             node = self.disk.make(name, stat.S_IFREG | mode)
         if flags & os.O_TRUNC and node.size:
             self._truncate(node, 0)
+        return self.hand_out(node, name)
+
+    def hand_out(self, node: Node, name: str) -> int:
+        """A descriptor of it."""
         descriptor = next(_descriptors)
         self._open[descriptor] = (node, name)
         return descriptor
@@ -107,7 +114,8 @@ class Host:
         """See `os.close`. One of an earlier life is closed already."""
         self._open.pop(descriptor, None)
 
-    def _node(self, descriptor: int) -> Node:
+    def node(self, descriptor: int) -> Node:
+        """What a descriptor leads to."""
         self.world.check()
         if descriptor not in self._open:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -115,21 +123,21 @@ class Host:
 
     def fstat(self, descriptor: int) -> Status:
         """See `os.fstat`."""
-        return _status(self._node(descriptor))
+        return _status(self.node(descriptor))
 
     def fchmod(self, descriptor: int, mode: int) -> None:
         """See `os.fchmod`."""
-        self._node(descriptor)
+        self.node(descriptor)
 
     def flock(self, descriptor: int, _: int) -> None:
         """See `fcntl.flock`: nobody else is on this host."""
-        self._node(descriptor)
+        self.node(descriptor)
 
     # ------------------------------------------------------------------ content
 
     def pread(self, descriptor: int, length: int, offset: int) -> bytes:
         """See `os.pread`."""
-        return self.disk.read(self._node(descriptor), offset, length)
+        return self.disk.read(self.node(descriptor), offset, length)
 
     def preadv(self, descriptor: int, buffers: list[bytearray], offset: int, _: int = 0) -> int:
         """See `os.preadv`; one buffer."""
@@ -139,7 +147,7 @@ class Host:
 
     def pwrite(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
         """See `os.pwrite`."""
-        node = self._node(descriptor)
+        node = self.node(descriptor)
         ends = self._call(WRITE_NS)
         if self._lacks_room(name := self._open[descriptor][1], node, offset, len(data)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
@@ -186,11 +194,11 @@ class Host:
         """See `os.ftruncate`."""
         if self._call(WRITE_NS):
             self._crash()
-        self._truncate(self._node(descriptor), size)
+        self._truncate(self.node(descriptor), size)
 
     def posix_fallocate(self, descriptor: int, offset: int, length: int) -> None:
         """See `os.posix_fallocate`."""
-        node = self._node(descriptor)
+        node = self.node(descriptor)
         if self._call(WRITE_NS):
             self._crash()
         if self._lacks_room(name := self._open[descriptor][1], node, offset, length):
@@ -205,7 +213,7 @@ class Host:
     def punch_hole(self, descriptor: int, offset: int, length: int) -> None:
         """See `io.holes.punch_hole`."""
         if length > 0:
-            node = self._node(descriptor)
+            node = self.node(descriptor)
             ends = self._call(WRITE_NS)
             self.disk.zero(node, offset, length, self.world.now_ns)
             if ends:
@@ -213,7 +221,7 @@ class Host:
 
     def data_ranges(self, descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See `io.holes.data_ranges`; what is all zeroes counts as a hole, as it may."""
-        node = self._node(descriptor)
+        node = self.node(descriptor)
         for page in sorted(page for page, content in node.pages.items() if any(content)):
             begin, stop = max(page * PAGE_BYTES, start), min((page + 1) * PAGE_BYTES, end, node.size)
             if begin < stop:
@@ -221,7 +229,7 @@ class Host:
 
     def mmap(self, descriptor: int, length: int, **_: object) -> bytearray:
         """See `mmap.mmap`: what is written by calls shows in it."""
-        node = self._node(descriptor)
+        node = self.node(descriptor)
         if node.number not in self._maps:
             self._maps[node.number] = bytearray(self.disk.read(node, 0, length).ljust(length, b"\0"))
         return self._maps[node.number]
@@ -230,7 +238,7 @@ class Host:
 
     def fsync(self, descriptor: int, *, data_only: bool = False) -> None:
         """See `os.fsync`."""
-        node = self._node(descriptor)
+        node = self.node(descriptor)
         if self._call(SYNC_NS):
             self._crash()
         if self.failing_syncs and self._open[descriptor][1].endswith(".spool"):

@@ -15,10 +15,23 @@ from typing import Any
 from unittest import mock
 
 from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, sync_leg, tracking
-from dpac_engine.core import bitmap, retention, stripes
+from dpac_engine.core import bitmap, entries, retention, stripes
 from dpac_engine.io import daemon_thread, durable_note, files, repository, reserved_file, spare_files, spool, tails
-from dpac_engine.io.members import overlay, volume, volume_file, write_behind
-from tests.simulation import host, world
+from dpac_engine.io.members import (
+    beneath,
+    capture,
+    chunks,
+    directory,
+    overlay,
+    reading,
+    scan,
+    seed,
+    tree_index,
+    volume,
+    volume_file,
+    write_behind,
+)
+from tests.simulation import host, tree_calls, world
 
 SPOOL_FILE_BYTES = 64 * 1024
 _ENGINE = logging.getLogger("dpac_engine")
@@ -64,6 +77,14 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
     tails: {"threading": _THREADS},
     tracking: {"shutil": _OS},
     daemon_thread: {"threading": _THREADS, "queue": world},
+    beneath: {"os": tree_calls.OS},
+    scan: {"os": tree_calls.OS},
+    reading: {"os": tree_calls.OS, "time": tree_calls.TIME},
+    chunks: {"os": tree_calls.OS, "time": tree_calls.TIME},
+    seed: {"os": tree_calls.OS},
+    capture: {"os": tree_calls.OS, "shutil": _OS},
+    tree_index: {"sqlite3": tree_calls.SQLITE},
+    directory: {"ThreadPoolExecutor": world.OneThread, "TreeWatch": tree_calls.Watch},
     repository: {"ThreadPoolExecutor": world.AtOnce, "secrets": SECRETS},
 }
 
@@ -83,6 +104,8 @@ _SMALL: dict[Any, dict[str, Any]] = {
     merging: {"MERGED_BYTES": 64 * 1024},
     stripes: {"STRIPE_BYTES": 128 * 1024, "SMALL_BYTES": 8 * 1024},
     retention: {"MERGE_SEGMENTS_MIN": 3},
+    entries: {"CHUNK_BYTES": 2048},
+    chunks: {"CHUNK_BYTES": 2048},
 }
 
 

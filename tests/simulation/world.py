@@ -221,7 +221,8 @@ class Loop(base_events.BaseEventLoop):
         pass
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
-        return asyncio.wrap_future(Executor().submit(func, *args), loop=self)
+        pool = executor if isinstance(executor, OneThread) else Executor()
+        return asyncio.wrap_future(pool.submit(func, *args), loop=self)
 
     def abandon(self) -> None:
         """After the process ended: let go of its tasks without effect."""
@@ -322,28 +323,58 @@ class SimpleQueue:
         return self._items.popleft()
 
 
+def settle(outcome: futures.Future[Any], call: Callable[[], Any]) -> None:
+    """Do a call in a thread, unless nobody waits for it any more, and say what came of it."""
+    if not outcome.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+        current().pause(20_000)
+    except Ended:
+        raise
+    except BaseException as error:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(result)
+
+
 class Executor(futures.Executor):
     """A pool with a thread for every call."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         """See `concurrent.futures.Executor.submit`."""
-        world, outcome = current(), futures.Future[Any]()
-
-        def work() -> None:
-            if not outcome.set_running_or_notify_cancel():
-                return
-            try:
-                result = fn(*args, **kwargs)
-                world.pause(20_000)
-            except Ended:
-                raise
-            except BaseException as error:
-                outcome.set_exception(error)
-            else:
-                outcome.set_result(result)
-
-        world.spawn(work)
+        outcome = futures.Future[Any]()
+        current().spawn(lambda: settle(outcome, lambda: fn(*args, **kwargs)))
         return outcome
+
+
+class OneThread(futures.Executor):
+    """A pool of one thread: calls are done in the order in which they were asked for."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self._calls: deque[tuple[futures.Future[Any], Callable[[], Any]]] = deque()
+        self._busy = False
+        self._waiting: deque[greenlet.greenlet] = deque()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+        """See `concurrent.futures.Executor.submit`."""
+        outcome = futures.Future[Any]()
+        self._calls.append((outcome, lambda: fn(*args, **kwargs)))
+        if not self._busy:
+            self._busy = True
+            current().spawn(self._work)
+        return outcome
+
+    def _work(self) -> None:
+        while self._calls:
+            settle(*self._calls.popleft())
+        self._busy = False
+        current().wake(self._waiting)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See `concurrent.futures.Executor.shutdown`."""
+        if wait:
+            current().wait(self._waiting, lambda: not self._busy)
 
 
 class AtOnce:

@@ -376,7 +376,8 @@ class Member:
         """Before the journal begins anew: nothing of this member may depend on the old one. Raises OSError."""
         if self.directory is not None:
             await self.detach()
-        self._found = [] if not isinstance(self.spec, VolumeSpec) else self._found
+        if not isinstance(self.spec, VolumeSpec):
+            self._found, self._unapplied_lsn = [], None
         await self.let_spool_go()
 
     def journalled_again(self) -> None:
@@ -423,13 +424,15 @@ class Member:
     async def _attach_directory(self, spec: DirectorySpec) -> None:
         self._journal = MemberJournal(self._spool, self.ordinal, self._hasten)
         directory = self._directory_factory(spec, self._journal, self._folder)
-        for header, payload in self._found:
+        lacking = self._unapplied_lsn
+        left = [] if lacking is None else await asyncio.to_thread(lambda: list(self._left_in_spool(lacking)))
+        for header, payload in self._found or left:
             if header.kind in (Kind.PUT, Kind.DELETE) and header.next_lsn > directory.applied_lsn:
                 keyspace, key, start = decode_key(payload)
                 value = None if header.kind == Kind.DELETE else bytes(payload[start:])
                 directory.replay(header.next_lsn, KeyChange(keyspace, key, value))
         await directory.start()
-        self.directory = directory
+        self.directory, self._unapplied_lsn = directory, None
 
     async def detach(self) -> None:
         """Drain it: every change is in the file or the index when this returns."""
@@ -450,6 +453,8 @@ class Member:
         if self.directory is not None:
             directory, self.directory = self.directory, None
             await directory.stop()
+            # An index that could not be written lacks what the journal tells: whoever attaches next replays that.
+            self._unapplied_lsn = None if directory.all_applied else directory.applied_lsn
 
     @property
     def applied_lsn(self) -> int:

@@ -144,8 +144,8 @@ def _raise_for(error: sqlite3.Error) -> NoReturn:
         raise _NotInPlace from error
     if code in _NO_DATABASE_CODES:
         raise NotCovered(f"SQLite cannot read it ({error})") from error
-    # A full disk below the scratch folder, for example: nothing that makes the database a plain file.
-    raise OSError(errno.EIO, f"SQLite: {error}") from error
+    # Of the scratch folder's disk, for example: nothing that makes the database a plain file.
+    raise OSError(errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO, f"SQLite: {error}") from error
 
 
 def _stamp(path: bytes) -> tuple[int, ...] | None:

@@ -355,7 +355,18 @@ class DirectoryMember:
 
     async def _whole(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Run to its end even if the caller is cancelled: a capture is never left half applied."""
-        return await asyncio.shield(asyncio.ensure_future(work))
+        task = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._left_alone)
+            raise
+
+    def _left_alone(self, task: asyncio.Future[Any]) -> None:
+        """A capture that nobody waits for any more has ended; being abandoned is no news."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and not isinstance(error, DpacError | OSError):
+            _log.error("directory %s: a capture failed", self.path, exc_info=error)
 
     async def _captured(self, hints: Iterable[bytes] | None, seeding: Seeding | None = None) -> None:
         async with self._lock:

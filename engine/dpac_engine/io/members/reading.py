@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpac_engine.core.entries import FILE_BYTES_MAX, ROOT, Entry, EntryType
-from dpac_engine.io.blueprints.blueprint import Blueprint, NotCovered, Unsettled
+from dpac_engine.io.blueprints.blueprint import Blueprint, Copied, NotCovered, Unsettled
 from dpac_engine.io.members.beneath import Beneath, split
 from dpac_engine.io.members.chunks import (
     TIMESTAMP_TICK_NS,
@@ -30,6 +30,7 @@ from dpac_engine.io.members.tree_index import Row
 
 _ATTEMPTS = 3
 _PAUSE_SECONDS = 0.05
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 _TYPES = {
     stat.S_IFREG: EntryType.FILE,
@@ -169,7 +170,7 @@ class Reader:
         """The blueprint's copy, under the data file's own name, mode and owner."""
         assert self._blueprint is not None
         signature = self._signature_with_logs(path, found) if settled else None
-        copied = self._blueprint.copy(os.path.join(os.fsencode(self._root), path), self._scratch)
+        copied = self._copy(self._blueprint, path)
         try:
             fd = os.open(copied.file, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -181,6 +182,15 @@ class Reader:
             copied.file.unlink(missing_ok=True)
         entry = _file_entry(found, content, xattrs, size=status.st_size, mtime_ns=copied.mtime_ns)
         return Row(signature, entry, True, self._now_ns)
+
+    def _copy(self, blueprint: Blueprint, path: bytes) -> Copied:
+        try:
+            return blueprint.copy(os.path.join(os.fsencode(self._root), path), self._scratch)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            # Nothing is wrong with the file: until it is copied, what is captured is older than it.
+            raise Unsettled(f"there is no room for a copy of it in {self._scratch.parent}") from error
 
     def _signature_with_logs(self, path: bytes, found: os.stat_result) -> Signature | None:
         assert self._blueprint is not None

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from dpac_api.errors import Corruption, Unsupported
+from dpac_api.errors import Corruption, Temporary, Unsupported
 from dpac_engine.core.entries import LIST_MAGIC, Entry, chunk_lists, decode_entry, encode_entry
 from dpac_engine.core.records import KeyChange, Keyspace
 from dpac_engine.io.files import make_folder
@@ -260,16 +260,24 @@ class TreeIndex:
         self._dirty.clear()
 
     def commit(self, lsn: int) -> None:
-        """Write what changed, with the LSN (durable in the journal) that it reflects."""
+        """Write what changed, with the LSN (durable in the journal) that it reflects.
+
+        Temporary if it cannot be written: it stays as it was, and the next commit writes this one's changes too.
+        """
         database = self._database
         assert database is not None, "open() comes first"
-        database.execute("BEGIN IMMEDIATE")
         try:
+            database.execute("BEGIN IMMEDIATE")
             self._write(database, lsn)
             database.execute("COMMIT")
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
+        except sqlite3.Error as error:
+            raise Temporary(
+                f"The index {self._path} cannot be written ({error}). Make room on the disk it lies on, or see that it works; what was "
+                "captured is in the journal, and it is tried again by itself."
+            ) from error
+        finally:
+            if database.in_transaction:  # a commit that failed may have rolled it back itself
+                database.execute("ROLLBACK")
         self._dirty.clear()
         self._cleared = False
         self.applied_lsn = lsn
