@@ -52,6 +52,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds become hundredths; spool files become small."""
     monkeypatch.setattr(marking, "MARK_SECONDS", 0.02)
     monkeypatch.setattr(quota_module, "UPKEEP_SECONDS", 0.02)
+    monkeypatch.setattr(quota_module, "SYNC_SECONDS", 0.02)
     monkeypatch.setattr(group_module, "ATTACH_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(journal_return, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(journal_return, "PAUSE_SECONDS_MAX", 0.2)

@@ -58,3 +58,44 @@ def test_a_flood_between_two_upkeeps_does_not_pass_the_limit(tmp_path: Path, mon
         run(tmp_path, story)
     finally:
         released.set()
+
+
+def test_a_volumes_file_is_synced_in_time_or_once_much_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upkeep alone syncs nothing while little waits, so that what clients overwrite meanwhile goes to the disk once; a share of
+    the quota that waits is synced at once, and anything in the end."""
+    upkeeps = 0
+    keep = spool_quota.SpoolQuota.keep
+
+    async def counted(self: spool_quota.SpoolQuota) -> None:
+        nonlocal upkeeps
+        await keep(self)
+        upkeeps += 1
+
+    async def story(site: Site) -> None:
+        monkeypatch.setattr(spool_quota, "UPKEEP_SECONDS", 0.02)
+        monkeypatch.setattr(spool_quota, "SYNC_SECONDS", 3600.0)
+        monkeypatch.setattr(spool_quota.SpoolQuota, "keep", counted)
+        group = site.group(spool_max=Size("64MiB"))
+        await group.start()
+        volume = volume_of(group)
+        await until(lambda: upkeeps > 0)
+        synced_lsn = volume.synced_lsn
+        write(group, 0, bytes(4096))
+        volume.hurry()
+        await until(lambda: volume.low_lsn == group.spool.head_lsn)
+        seen = upkeeps
+        await until(lambda: upkeeps > seen + 3)
+        assert volume.synced_lsn == synced_lsn
+
+        for _ in range(9 * 2**20 // WRITE_BYTES):
+            write(group, 0, bytes(WRITE_BYTES))
+        volume.hurry()
+        await until(lambda: volume.synced_lsn > synced_lsn)
+
+        write(group, 0, bytes(4096))
+        volume.hurry()
+        last_lsn = group.spool.head_lsn
+        monkeypatch.setattr(spool_quota, "SYNC_SECONDS", 0.02)
+        await until(lambda: volume.synced_lsn >= last_lsn)
+
+    run(tmp_path, story)

@@ -490,8 +490,8 @@ class Group:
                     for member in list(self.members.values()):
                         await member.attach()
                         await member.look_at_file()
+                await self.quota.sync()
                 for member in list(self.members.values()):
-                    await member.sync()
                     await member.give_up_failed()
                 await self._return.attempt(self._loop.time())
                 await self.quota.keep()

@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 UPKEEP_SECONDS = 1.0
 PRESSED_SECONDS = 0.05
 """While more than half of the quota is used, upkeep comes with every file of the spool, but not more often than this."""
+SYNC_SECONDS = 5.0
+"""So long what volumes' files were given may wait to be synced,"""
+SYNC_SHARE = 8
+"""and no longer than until this share of the quota waits: a restart brings all of that to the files again."""
 
 
 class SpoolQuota:
@@ -27,6 +31,7 @@ class SpoolQuota:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._due = asyncio.Event()
+        self._synced_at = 0.0
         self.held = False
         """Clients are held back: the spool is full."""
 
@@ -51,9 +56,12 @@ class SpoolQuota:
     @property
     def _is_full(self) -> bool:
         """What the volumes' files lack fills it: no leg that is let go makes room."""
+        return self._unapplied_bytes > self.limit_bytes - 2 * FILE_BYTES
+
+    @property
+    def _unapplied_bytes(self) -> int:
         head_lsn = self._group.spool.head_lsn
-        unapplied = head_lsn - min([head_lsn, *(member.applied_lsn for member in self._group.members.values())])
-        return unapplied > self.limit_bytes - 2 * FILE_BYTES
+        return head_lsn - min([head_lsn, *(member.applied_lsn for member in self._group.members.values())])
 
     def _hold(self, held: bool) -> None:
         self.held = held
@@ -67,6 +75,17 @@ class SpoolQuota:
                 await asyncio.sleep(PRESSED_SECONDS)
                 await self._due.wait()
         self._due.clear()
+
+    async def sync(self) -> None:
+        """Make what the members' files have durable, if it is time: a block that clients write again and again goes to the
+        disk once then, not once at each upkeep."""
+        now = asyncio.get_running_loop().time()
+        has_room = self._unapplied_bytes < self.limit_bytes // SYNC_SHARE and self.used_bytes <= self.limit_bytes // 2
+        if has_room and now < self._synced_at + SYNC_SECONDS:
+            return
+        self._synced_at = now
+        for member in list(self._group.members.values()):
+            await member.sync()
 
     async def keep(self) -> None:
         """Hurry the volumes, hold their clients back or let them on, set aside what is kept for volumes that are away; at the
