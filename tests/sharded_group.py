@@ -31,6 +31,8 @@ class Peer:
     def __init__(self) -> None:
         self.group: Group | None = None
         self.calls: list[str] = []
+        self.bounds: list[float] = []
+        """For how long the shard was asked to hold at most, each time."""
         self.failing: dict[str, int] = {}
         """Call -> how many of the next ones do not arrive."""
         self.before: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
@@ -54,6 +56,7 @@ class Peer:
         (await self._there("unquiesce")).quiescing.end(token)
 
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
+        self.bounds.append(seconds_max)
         return ShardHeld(**(await self._there("hold_writes")).holding.take(seconds_max)._asdict())
 
     async def mark_held(self, request: ShardMark) -> Checkpoint:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HOLD_SECONDS_MAX = 0.25
-"""No writer is held for longer, whatever becomes of the others."""
+"""No writer is held for longer, whatever becomes of the others; twice as long where a checkpoint is tried again."""
 AGAIN_SECONDS = 0.1
 """How long writers go on before a checkpoint that was skipped is tried once more."""
 SKIPS_TOLD = 3
@@ -40,6 +40,13 @@ class Asked(NamedTuple):
     tag: str = ""
     quiet: Mapping[int, str] = {}
     """Shard -> the token of its members' rest; empty: it is not application-consistent."""
+    again: bool = False
+    """It was tried, and did not come about."""
+
+    @property
+    def hold_seconds_max(self) -> float:
+        """How long it may take: on a host that is busy, messages do."""
+        return HOLD_SECONDS_MAX * (2 if self.again else 1)
 
 
 class ShardWorker(Protocol):
@@ -96,12 +103,12 @@ class Coordinator:
                 log.exception("group %s could not be marked", self._group.assignment.name)
 
     async def tick(self) -> None:
-        """Take this second's. One that is skipped is tried once more, so that the next is not two seconds after the last; while
-        they are skipped in a row it is not, for writers are held each time."""
+        """Take this second's. One that is skipped is tried once more, and may take longer, so that the next is not two
+        seconds after the last; once several were skipped in a row it is not, for writers are held each time."""
         taken = await self._attempt(Asked())
-        if taken is None and not self._missed:
+        if taken is None and not self.skipping:
             await asyncio.sleep(AGAIN_SECONDS)
-            taken = await self._attempt(Asked())
+            taken = await self._attempt(Asked(again=True))
         if taken is None:
             self.skipped += 1
         self._missed = 0 if taken is not None else self._missed + 1
@@ -122,7 +129,7 @@ class Coordinator:
             taken = await self._attempt(asked)
             if taken is not None:
                 return taken
-            self.skipped += 1
+            self.skipped, asked = self.skipped + 1, asked._replace(again=True)
             if left:
                 await asyncio.sleep(marking.MARK_SECONDS / 2)
         raise Temporary(f"No checkpoint could be taken: {self.reason}. Try again; `dpac status` tells what is wrong.")
@@ -177,7 +184,7 @@ class Coordinator:
     async def _drive(self, attempt: SharedMark, marks: dict[int, Checkpoint], asked: Asked) -> None:
         """Do what the attempt says and tell it what came of it, until it is over."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + HOLD_SECONDS_MAX
+        deadline = loop.time() + asked.hold_seconds_max
         calls: dict[asyncio.Task[Held | Checkpoint | None], int] = {}
         messages = attempt.begin()
         while not attempt.over:
@@ -199,8 +206,8 @@ class Coordinator:
         match message:
             case Hold():
                 if worker is None:
-                    return holding.take(HOLD_SECONDS_MAX)
-                return (await worker.hold_writes(key, HOLD_SECONDS_MAX)).as_held()
+                    return holding.take(asked.hold_seconds_max)
+                return (await worker.hold_writes(key, asked.hold_seconds_max)).as_held()
             case PutMark(_, token, order):
                 quiet = asked.quiet.get(shard, "")
                 if worker is None:
