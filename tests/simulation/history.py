@@ -279,10 +279,9 @@ class History:
             raise world.Ended
         await group.stop()
         for ordinal in self.members.values():
-            node = self.host.disk.find(_path(ordinal))
-            self.devices[ordinal].check(
-                self.host.disk.read(node, 0, node.size), f"the file of volume {ordinal} after a stop"
-            )
+            node = self.host.disk.find(path_of(ordinal))
+            content = self._found(ordinal, self.host.disk.read(node, 0, node.size))
+            self.devices[ordinal].check(content, f"the file of volume {ordinal} after a stop")
         if not group.journal_error:
             self.flushed_lsn = group.spool.head_lsn
 
@@ -312,7 +311,7 @@ class History:
     def _started(self) -> None:
         for ordinal in self.members.values():
             device, volume = self.devices[ordinal], self._volume(ordinal)
-            found = volume.read_blocking(0, device.size_bytes)
+            found = self._found(ordinal, volume.read_blocking(0, device.size_bytes))
             if self.direct:
                 device.flushed = device.flushed if self.cut else len(device.log)
                 device.adopt(found, self.recovered_lsn, f"volume {ordinal} after an end without a journal")
@@ -323,6 +322,10 @@ class History:
 
     async def _begun(self) -> None:
         """A life begins, and what it took back is right."""
+
+    def _found(self, ordinal: int, content: bytes, at: int = 0) -> bytes:
+        """What was read of a volume's place here from `at` on, for whoever compares it with what was written."""
+        return content
 
     def _watch(self) -> None:
         now_ns, heads = self.world.now_ns, self._heads
@@ -420,7 +423,10 @@ class History:
             await self._write()
 
     def _flush(self) -> asyncio.Future[None]:
-        ordinal, device, volume = self._any()
+        answered = self._flush_volume(*self._any())
+        return answered if self.chance.random() < 0.5 and not self.sync else None  # type: ignore[return-value]
+
+    def _flush_volume(self, ordinal: int, device: Device, volume: Volume) -> asyncio.Future[None]:
         count, lsn, group, answered = (
             len(device.log),
             self.group.spool.head_lsn,
@@ -444,7 +450,7 @@ class History:
                 answered.set_result(None)
 
         volume.flush(done)
-        return answered if self.chance.random() < 0.5 and not self.sync else None  # type: ignore[return-value]
+        return answered
 
     async def _wait_for_flush(self) -> None:
         with suppress(
@@ -463,8 +469,10 @@ class History:
         expected = device.content[offset : offset + sectors * SECTOR]
         now = volume.read_now(offset, sectors * SECTOR)
         if now is not None:
-            difference(expected, bytes(now), f"volume {ordinal} from {offset} on, read at once")
-        difference(expected, volume.read_blocking(offset, len(expected)), f"volume {ordinal} from {offset} on")
+            found = self._found(ordinal, bytes(now), offset)
+            difference(expected, found, f"volume {ordinal} from {offset} on, read at once")
+        found = self._found(ordinal, volume.read_blocking(offset, len(expected)), offset)
+        difference(expected, found, f"volume {ordinal} from {offset} on")
 
     async def _checkpoint(self) -> None:
         if not self.group.journal_error:
@@ -741,7 +749,7 @@ class History:
             "members": {
                 name: {
                     "kind": "volume",
-                    "path": _path(ordinal),
+                    "path": path_of(ordinal),
                     "size": f"{self.devices[ordinal].size_bytes // 1024}KiB",
                 }
                 for name, ordinal in self.members.items()
@@ -756,7 +764,8 @@ class History:
             }  # fmt: skip
 
 
-def _path(ordinal: int) -> str:
+def path_of(ordinal: int) -> str:
+    """Where a volume's file lies."""
     return f"/host/disk{ordinal}.raw"
 
 

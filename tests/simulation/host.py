@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tests.powercut.disk import PAGE_BYTES, SECTOR_BYTES, Node, PowerCutDisk
@@ -32,6 +33,7 @@ class Status(NamedTuple):
     st_mtime_ns: int
     st_ino: int
     st_dev: int = 1
+    st_mode: int = stat.S_IFREG | 0o600
 
 
 class Host:
@@ -291,6 +293,10 @@ class Host:
         """See `os.stat`."""
         self.world.check()
         return _status(self.disk.find(str(path)))
+
+    def statvfs(self, _: object) -> SimpleNamespace:
+        """See `os.statvfs`: volumes have all the room they want."""
+        return SimpleNamespace(f_bavail=2**40, f_frsize=PAGE_BYTES)
 
     # ------------------------------------------------------------------ rot
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.simulation import stage, world
 from tests.simulation.absences import Absences
+from tests.simulation.decay import Decay
 from tests.simulation.directories import Directories
 from tests.simulation.history import History, replay_command
+from tests.simulation.operations import Operations
 
 TOLD = 40
 """Lines of what came last that a failure shows."""
@@ -18,7 +20,7 @@ class Kind(NamedTuple):
     """A kind of histories."""
 
     make: Callable[[int, stage.Defects], History]
-    run: Callable[[History], object]
+    run: Callable[[Any], object]
     weight: int
     """Of so many in a campaign, relative to the others."""
 
@@ -27,6 +29,8 @@ KINDS = {
     "faults": Kind(History, History.run, 8),
     "rot": Kind(History, History.run_into_rot, 2),
     "directories": Kind(Directories, History.run, 3),
+    "operations": Kind(Operations, History.run, 3),
+    "decay": Kind(Decay, Decay.run, 1),
     "absences": Kind(Absences, History.run, 1),
 }
 

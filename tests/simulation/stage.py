@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from tenacity import wait
+
 from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, sync_leg, tracking
 from dpac_engine.core import bitmap, entries, retention, stripes
 from dpac_engine.io import daemon_thread, durable_note, files, repository, reserved_file, spare_files, spool, tails
@@ -29,6 +31,7 @@ from dpac_engine.io.members import (
     tree_index,
     volume,
     volume_file,
+    volume_rewind,
     write_behind,
 )
 from tests.simulation import host, tree_calls, world
@@ -38,7 +41,7 @@ _ENGINE = logging.getLogger("dpac_engine")
 
 
 class Secrets:
-    """`secrets`, from the seed."""
+    """`secrets`, and what retries ask of `random`, from the seed."""
 
     def __init__(self) -> None:
         self.chance = Random(0)
@@ -46,6 +49,10 @@ class Secrets:
     def token_bytes(self, count: int) -> bytes:
         """See `secrets.token_bytes`."""
         return self.chance.randbytes(count)
+
+    def uniform(self, least: float, most: float) -> float:
+        """See `random.uniform`."""
+        return self.chance.uniform(least, most)
 
     def token_hex(self, count: int) -> str:
         """See `secrets.token_hex`."""
@@ -85,6 +92,8 @@ _STAND_INS: dict[Any, dict[str, Any]] = {
     capture: {"os": tree_calls.OS, "shutil": _OS},
     tree_index: {"sqlite3": tree_calls.SQLITE},
     directory: {"ThreadPoolExecutor": world.OneThread, "TreeWatch": tree_calls.Watch},
+    wait: {"random": SECRETS},
+    volume_rewind: {"os": host.Proxy()},
     repository: {"ThreadPoolExecutor": world.AtOnce, "secrets": SECRETS},
 }
 

@@ -26,6 +26,8 @@ class Target:
         """How many times as long as usual a request takes."""
         self.loss = 0.0
         """The share of requests, and of answers, that never arrive. Of what changes something, some comes late, some twice."""
+        self.throttle = 0.0
+        """The share of requests that are answered at once: ask again, slower."""
         self._late: list[tuple[int, Callable[[], object]]] = []
         """(when, what is done then): requests still on their way, whoever sent them is long gone."""
         self.rotten: set[str] = set()
@@ -36,6 +38,8 @@ class Target:
         world = self._world
         world.pause(LATENCY_NS * self.slow)
         self.deliver(world.now_ns)
+        if self.throttle and world.chance.random() < self.throttle:
+            raise Temporary("The target answers SlowDown: it is asked too often. Wait.")
         if self.away or self._chances():
             if changes and self._is_strayed():
                 self._stray(ask)

@@ -6,10 +6,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
 
@@ -23,6 +24,7 @@ from dpac_engine.control.rest import create_app
 from dpac_engine.control.restore_journal import RestoreJournal
 from dpac_engine.control.timeline import view_group
 from dpac_engine.control.worker_api import RewindProgress, WorkerRewind
+from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.damage import Finding, LostPart, Run, Verification
 from dpac_engine.core.entries import Entry, EntryType, encode_entry
 from tests.unit.control_fakes import ADMIN, World
@@ -316,6 +318,27 @@ def test_nothing_is_written_before_the_safety_checkpoint_is_at_the_target(
     assert "The safety checkpoint ck-1-6 was not at copies" in failed["error"]
     assert "Nothing was changed" in failed["error"]
     assert (stage.world.worker.rewinds, stage.world.worker.held) == ([], {})
+
+
+def test_the_end_of_a_tail_is_not_taken_for_the_safety_checkpoint_whose_number_it_bears(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync leg's target lists the end of what it has so; what came between that end and the checkpoint would not go back."""
+    real, early = stage.repository.resolve, list[str]()
+
+    def resolve(selector: str, damages: Sequence[Any]) -> tuple[Mark, Mark | None]:
+        mark, passed_over = real(selector, damages)
+        if selector == "ck-1-6" and len(early) < 3:
+            early.append(selector)
+            assert stage.world.worker.rewinds == []
+            return msgspec.structs.replace(mark, lsn=mark.lsn - 64), passed_over
+        return mark, passed_over
+
+    monkeypatch.setattr(restore_in_place, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stage.repository, "resolve", resolve)
+    operation = stage.run("restores", member="disk", at="ck-1-2", in_place=True)
+    assert operation["phase"] == "Succeeded", operation
+    assert len(early) == 3
 
 
 def test_a_rewind_that_fails_says_how_to_go_on_and_back(stage: Stage) -> None:

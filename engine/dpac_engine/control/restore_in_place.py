@@ -161,10 +161,13 @@ class RestoreInPlace:
         while time.monotonic() < deadline:
             self._cast.progress(f"{checkpoint.id} is on its way to {self._chosen.target}")
             try:
-                self._cast.stage.timeline.ask(
+                found, _ = self._cast.stage.timeline.ask(
                     self._cast.group, self._chosen.target, lambda repository: repository.resolve(checkpoint.id, [])
                 )
-                return
+                if found.lsn in checkpoint.lsn.values():
+                    return
+                # A sync leg's target lists the end of what it has under the number of the checkpoint to come.
+                reason = "What it has ends before that checkpoint."
             except (Unrecoverable, Temporary) as cause:
                 reason = cause.message
             time.sleep(POLL_SECONDS)
