@@ -36,10 +36,13 @@ from dpac_api.models import (
     NewToken,
     Operation,
     Owner,
+    PauseRequest,
     Phase,
     PutGroup,
     PutTarget,
     RestoreRequest,
+    ResumeRequest,
+    ResyncRequest,
     SiteInfo,
     Target,
     TargetCheck,
@@ -320,6 +323,36 @@ class Client:
     def release(self, name: str, checkpoint: str, *, request_id: str | None = None) -> None:
         """Hold a checkpoint no longer. Raises `NotFound` if it is not held."""
         self._delete(f"{_group(name)}/holds/{_part(checkpoint)}", request_id=request_id or new_request_id())
+
+    # ------------------------------------------------------------------ legs
+
+    def pause(
+        self,
+        name: str,
+        leg: str | None = None,
+        *,
+        reason: str = "",
+        stop_writes: bool = False,
+        request_id: str | None = None,
+    ) -> Operation:
+        """Send nothing to the target of a leg, or of all, until it is resumed. `Conflict` if the application would wait then, and not
+        `stop_writes`."""
+        body = _body(
+            PauseRequest, request_id=request_id or new_request_id(), leg=leg, reason=reason, stop_writes=stop_writes
+        )
+        return self._send(Operation, "POST", f"{_group(name)}/pause", body)
+
+    def resume(self, name: str, leg: str | None = None, *, request_id: str | None = None) -> Operation:
+        """Go on with a leg, or with all."""
+        body = _body(ResumeRequest, request_id=request_id or new_request_id(), leg=leg)
+        return self._send(Operation, "POST", f"{_group(name)}/resume", body)
+
+    def resync(
+        self, name: str, leg: str | None = None, *, full: bool = False, request_id: str | None = None
+    ) -> Operation:
+        """Have a leg, or all, compare what its target holds with the members; with `full`, send everything."""
+        body = _body(ResyncRequest, request_id=request_id or new_request_id(), leg=leg, full=full)
+        return self._send(Operation, "POST", f"{_group(name)}/resync", body)
 
     # ------------------------------------------------------------------ operations
 

@@ -16,7 +16,18 @@ from unittest import mock
 
 from tenacity import wait
 
-from dpac_engine.control import compaction, group, member, merging, seeding, shipper, spool_quota, sync_leg, tracking
+from dpac_engine.control import (
+    compaction,
+    group,
+    log_slice,
+    member,
+    merging,
+    seeding,
+    shipper,
+    spool_quota,
+    sync_leg,
+    tracking,
+)
 from dpac_engine.core import bitmap, entries, retention, stripes
 from dpac_engine.io import daemon_thread, durable_note, files, repository, reserved_file, spare_files, spool, tails
 from dpac_engine.io.members import (
@@ -108,7 +119,8 @@ _SMALL: dict[Any, dict[str, Any]] = {
     sync_leg: {"CLOSE_BYTES": 16 * 1024},
     bitmap: {"GRANULARITY_BYTES_MIN": 4096},
     seeding: {"PIECE_BYTES": 32 * 1024, "READ_BYTES": 16 * 1024},
-    shipper: {"SLICE_BYTES_MAX": 64 * 1024, "COMPACT_EVERY_SECONDS": 3.0},
+    log_slice: {"SLICE_BYTES_MAX": 64 * 1024},
+    shipper: {"COMPACT_EVERY_SECONDS": 3.0},
     compaction: {"GRACE_NS": 20 * 10**9, "LOOK_AGAIN_NS": 5 * 10**9},
     merging: {"MERGED_BYTES": 64 * 1024},
     stripes: {"STRIPE_BYTES": 128 * 1024, "SMALL_BYTES": 8 * 1024},

@@ -30,6 +30,7 @@ from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.catalogue import Catalogue
 from dpac_engine.control.catalogue_groups import Host
 from dpac_engine.control.known_damage import is_hurt
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.control.plane import Deps
 from dpac_engine.control.recovery import MarkFilter, RangeView, TreeOutcome
 from dpac_engine.control.worker_api import (
@@ -96,6 +97,7 @@ class FakeWorker:
         self.repositories: dict[str, FakeRepository] = {}
         """Target -> what holds change."""
         self.hold_failures: dict[str, str] = {}
+        self.orders: list[LegOrder] = []
 
     async def _reach(self, call: str) -> None:
         self.calls.append(call)
@@ -197,6 +199,10 @@ class FakeWorker:
             else:
                 done.append(leg.target)
         return HoldOutcome(done=done, lacking=lacking, failed=self.hold_failures)
+
+    async def order(self, group_uid: str, order: LegOrder) -> None:
+        await self._reach(f"order {group_uid}")
+        self.orders.append(order)
 
     async def mount(self, request: WorkerMount) -> Mount:
         await self._reach(f"mount {request.mount_id}")

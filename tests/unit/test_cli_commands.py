@@ -135,6 +135,28 @@ def test_a_purge_asks_first(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> No
     assert shell.world.recovery.purged
 
 
+def test_a_pause_says_what_follows_and_asks_where_the_application_would_wait(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--yes` is an answer; resume and resync ask nothing."""
+    shell.declare()
+    told = shell.run("pause", "shop", "copies", "--reason", "new disks")
+    assert "copies to copies: the application goes on" in told
+    assert "dpac resume shop copies" in told
+    assert shell.json("resync", "shop", "--full")["result"] == {"legs": ["copies"]}
+    assert "copies: resumed." in shell.run("resume", "shop")
+    file = shell.world.root / "shop.json"
+    sync = {"copies": {"mode": "sync", "target": "copies", "on_loss": "stop"}}
+    file.write_text(json.dumps({"name": "shop", **shell.world.group_spec(replication=sync)}))
+    shell.run("group", "apply", "-f", str(file))
+    orders = len(shell.world.worker.orders)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
+    assert "the application WAITS" in shell.run("pause", "shop", status=130)
+    assert len(shell.world.worker.orders) == orders
+    assert "copies: paused." in shell.run("pause", "shop", "--yes")
+    assert [order.verb for order in shell.world.worker.orders] == ["Pause", "Resync", "Resume", "Pause"]
+
+
 # ------------------------------------------------------------------ looking
 
 

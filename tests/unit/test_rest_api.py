@@ -407,6 +407,51 @@ def test_a_hold_that_one_target_cannot_take_says_where_it_was_taken(backend: Bac
     assert backend.post("/v1/groups/shop/holds", checkpoint="ck-1-2").json()["held"]
 
 
+def test_orders_to_legs_are_operations_and_name_who_gave_them(backend: Backend) -> None:
+    """By the name of the token, not by what the request says; a retry acts once."""
+    backend.put_group()
+    made = backend.ask("POST", "/v1/tokens", {"name": "night-shift", "scope": "operate"}).json()
+    headers = {**HEADERS, "Authorization": f"Bearer {made['secret']}"}
+    body = {"request_id": "request-p", "leg": "copies", "reason": "its disks are replaced"}
+    for _ in range(2):
+        done = backend.ask("POST", "/v1/groups/shop/pause", body, headers=headers).json()
+    assert (done["kind"], done["phase"], done["result"]) == ("Pause", "Succeeded", {"legs": ["copies"]})
+    assert done["request"]["by"] == "night-shift"
+    [order] = backend.world.worker.orders
+    assert (order.verb, order.leg, order.by, order.reason) == ("Pause", "copies", "night-shift", body["reason"])
+    assert order.since_ns == backend.world.clock.ns
+    assert backend.post("/v1/groups/shop/resume").json()["result"] == {"legs": ["copies"]}
+    assert backend.post("/v1/groups/shop/resync", full=True).json()["kind"] == "Resync"
+    assert [(order.verb, order.leg, order.full) for order in backend.world.worker.orders[1:]] == [
+        ("Resume", None, False),
+        ("Resync", None, True),
+    ]
+    listed = backend.ask("GET", "/v1/operations?kind=Pause").json()
+    assert [operation["id"] for operation in listed] == [done["id"]]
+    message = error(backend.post("/v1/groups/shop/pause", leg="other"), 404, "not_found")["message"]
+    assert "its legs: copies" in message
+
+
+def test_a_pause_that_stops_the_application_has_to_say_so(backend: Backend) -> None:
+    """A sync leg with `on_loss=stop`; refused before anything is told to the worker."""
+    sync = {"copies": {"mode": "sync", "target": "copies", "on_loss": "stop"}}
+    assert backend.put_group(replication=sync).status_code == 200
+    refused = error(backend.post("/v1/groups/shop/pause"), 409, "conflict")
+    assert refused["property_path"] == "stop_writes"
+    assert not backend.world.worker.orders
+    assert backend.post("/v1/groups/shop/pause", stop_writes=True).json()["phase"] == "Succeeded"
+
+
+def test_an_order_that_the_worker_refuses_fails_as_an_operation_too(backend: Backend) -> None:
+    """What went wrong is told, and kept."""
+    backend.put_group()
+    backend.world.worker.down = True
+    told = backend.post("/v1/groups/shop/pause")
+    assert told.status_code >= 400
+    [operation] = backend.ask("GET", "/v1/operations?kind=Pause").json()
+    assert (operation["phase"], operation["error"]) == ("Failed", told.json()["error"]["message"])
+
+
 def test_a_purge_is_refused_while_a_target_keeps_it_locked(backend: Backend) -> None:
     """Before anything changes, with the moment until when; once that is over it goes."""
     backend.put_group()

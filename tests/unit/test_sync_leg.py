@@ -17,6 +17,7 @@ from dpac_engine.control import group_state, marking
 from dpac_engine.control import sync_leg as sync_leg_module
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.group import Group
+from dpac_engine.control.leg_orders import LegOrder, Verb
 from dpac_engine.core.sync import Phase
 from dpac_engine.io import tails as tails_module
 from dpac_engine.io.verification import Verifier
@@ -313,6 +314,57 @@ def test_with_stop_a_flush_is_held_without_an_error_until_the_target_is_back(tmp
         assert flush.error is None
         assert site.disk_at()[:4096] == b"x" * 4096
         await in_sync(group)
+
+    run(tmp_path, story)
+
+
+async def order(group: Group, verb: Verb) -> None:
+    """As a person gives it."""
+    await group.order(LegOrder(verb=verb, by="ops", since_ns=group.stamp()))
+
+
+def test_a_paused_leg_lets_the_application_go_on_once_that_is_on_record(tmp_path: Path) -> None:
+    """With `on_loss=async`: a FLUSH is answered without the target, which is in sync again once the leg is resumed, by then in a new life."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="async")
+        await group.start()
+        await in_sync(group)
+        await order(group, "Pause")
+        write(group, 0, b"x" * 4096)
+        await flushed(group)
+        stored = group_state.load(site.folder / "state.json")
+        assert stored is not None
+        assert stored.legs["copies"].sync == "lost"
+        assert {"Paused", "SyncLost"} <= conditions(group)
+        await site.kill(group)
+        group = site.group(on_loss="async")
+        await group.start()
+        await flushed(group)
+        assert "Paused" in conditions(group)
+        await order(group, "Resume")
+        await in_sync(group)
+        assert site.disk_at()[:4096] == b"x" * 4096
+
+    run(tmp_path, story)
+
+
+def test_with_stop_a_paused_leg_holds_what_waits_until_it_is_resumed(tmp_path: Path) -> None:
+    """At once, long before its timeout, without an error."""
+
+    async def story(site: Site) -> None:
+        group = site.group(on_loss="stop")
+        await group.start()
+        await in_sync(group)
+        await order(group, "Pause")
+        write(group, 0, b"x" * 4096)
+        flush = Flush(group)
+        await until(lambda: {"Paused", "SyncHeld"} <= conditions(group))
+        assert not flush.answered
+        await order(group, "Resume")
+        await until(lambda: flush.answered)
+        assert flush.error is None
+        assert site.disk_at()[:4096] == b"x" * 4096
 
     run(tmp_path, story)
 

@@ -16,6 +16,7 @@ from dpac_api import errors
 from dpac_api.errors import DpacError, Invalid, NotFound, TimedOut, Unreachable
 from dpac_api.models import Checkpoint, CheckpointRequest, DataState, GroupStatus, Mount, SlaState
 from dpac_engine.control.http_server import HttpServer
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.control.sockets import listen_unix
 from dpac_engine.control.worker_api import (
     HoldChange,
@@ -36,6 +37,7 @@ from dpac_engine.core.shared_mark import Held, Order
 UID = "1" * 32
 SHARD = f"{UID}.1"
 SHARD_QUIET = ShardQuiet(token="q", members=["app"])
+LEG_ORDER = LegOrder(verb="Pause", leg="copies", by="ops", reason="disks", since_ns=7)
 SHARD_HELD = ShardHeld(token="t", sequence=7, void_from=6, stamp_ns=9, news=False)
 ORDER = Order(8, 10, (7, 8), False)
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
@@ -123,6 +125,9 @@ class RecordingWorker:
     async def unquiesce(self, key: str, token: str) -> None:
         await self._called("unquiesce", key, token)
 
+    async def order(self, group_uid: str, order: LegOrder) -> None:
+        await self._called("order", group_uid, order)
+
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         await self._called("hold_writes", key, seconds_max)
         return SHARD_HELD
@@ -185,6 +190,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
         await client.release(UID, "op-1")
         assert await client.mount_states() == MOUNTS
         assert await client.quiesce(SHARD) == SHARD_QUIET
+        await client.order(UID, LEG_ORDER)
         assert await client.hold_writes(SHARD, 0.5) == SHARD_HELD
         assert SHARD_HELD.as_held() == Held("t", 7, 6, 9, False)
         assert await client.mark_held(ShardMark.of(SHARD, "t", ORDER, "a", "q")) == CHECKPOINT
@@ -206,6 +212,7 @@ def test_every_method_arrives_and_its_answer_returns(tmp_path: Path) -> None:
             ("release", UID, "op-1"),
             ("mount_states",),
             ("quiesce", SHARD),
+            ("order", UID, LEG_ORDER),
             ("hold_writes", SHARD, 0.5),
             ("mark_held", ShardMark.of(SHARD, "t", ORDER, "a", "q")),
             ("release_writes", SHARD, "t"),

@@ -60,6 +60,7 @@ from dpac_api.models.operations import (
     VerifyReport,
     VerifyRequest,
 )
+from dpac_api.models.pauses import PauseRequest, PauseStatus, ResumeRequest, ResyncRequest
 from dpac_api.models.site import API_VERSION, API_VERSION_OLDEST, NewToken, SiteInfo, TokenInfo
 from dpac_api.models.space import KeptSpace, SpaceTotals, TargetSpace
 from dpac_api.models.status import (
@@ -139,12 +140,16 @@ __all__ = [
     "OperationProgress",
     "OperationStep",
     "Owner",
+    "PauseRequest",
+    "PauseStatus",
     "Phase",
     "PutGroup",
     "PutTarget",
     "RequestId",
     "RestoreReport",
     "RestoreRequest",
+    "ResumeRequest",
+    "ResyncRequest",
     "RetentionSpec",
     "Role",
     "S3Prices",

@@ -107,7 +107,7 @@ class Operation(Model):
     """A verb at work on a group: journalled, its own object, never a sticky field."""
 
     id: str
-    kind: Literal["Drill", "Restore", "Verify", "Checkpoint"]
+    kind: Literal["Drill", "Restore", "Verify", "Checkpoint", "Pause", "Resume", "Resync"]
     group: Name
     phase: Phase
     steps: list[OperationStep] = []

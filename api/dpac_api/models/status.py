@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dpac_api.models.fields import Model
 from dpac_api.models.groups import Role
+from dpac_api.models.pauses import PauseStatus
 from dpac_api.models.space import SpaceTotals
 from dpac_api.models.targets import TargetTraffic
 
@@ -129,6 +130,7 @@ class LegStatus(Model):
     escrow: list[str] = Field(
         default=[], description="Fingerprints of the escrow keys whose private halves open what lies at the target."
     )
+    paused: PauseStatus | None = Field(default=None, description="Since when, by whom and why; None: it is not.")
     in_sync: bool = Field(default=False, description="Nothing is acknowledged that the target does not have.")
     sync: SyncStatus | None = Field(default=None, description="Of a sync leg whose worker is known.")
     message: str = ""

@@ -40,20 +40,23 @@ class Authenticator:
         self._catalogue = catalogue
         self._admin_token = admin_token
 
-    def require(self, header: str | None, needed: Scope, now: datetime) -> None:
-        """Unauthenticated or Denied unless the `Authorization` header holds a token of that scope or more. Blocks."""
+    def require(self, header: str | None, needed: Scope, now: datetime) -> str:
+        """The name of the token in the `Authorization` header. Unauthenticated or Denied unless it has that scope or more. Blocks."""
         scheme, _, secret = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise Unauthenticated(f"The request carries no token. {_HOW}")
-        scope = self._scope(secret.strip(), now)
-        if scope is None:
+        known = self._known(secret.strip(), now)
+        if known is None:
             raise Unauthenticated(f"The token is not, or no longer, valid on this site. {_HOW}")
+        name, scope = known
         if _RANK[scope] < _RANK[needed]:
             raise Denied(f"The token's scope is {scope}, and this needs {needed}. Use a token with more scope.")
+        return name
 
-    def _scope(self, secret: str, now: datetime) -> str | None:
+    def _known(self, secret: str, now: datetime) -> tuple[str, str] | None:
+        """(Name, scope) of a token."""
         if self._is_admin(secret):
-            return "admin"
+            return "admin", "admin"
         token_id = secret.removeprefix("dpac_").partition("_")[0]
         with self._catalogue.read() as session:
             row = session.get(TokenRow, token_id)
@@ -61,7 +64,7 @@ class Authenticator:
             return None
         if row.last_used is None or now - row.last_used >= LAST_USED_RESOLUTION:
             self._note_use(token_id, now)
-        return row.scope
+        return row.name, row.scope
 
     def _is_admin(self, secret: str) -> bool:
         """Read at every call, so that a replaced file counts at once."""

@@ -17,7 +17,7 @@ from dpac_engine.control.known_damage import to_catalogue
 from dpac_engine.control.timeline import GroupView
 from dpac_engine.core.damage import Verification
 
-OperationKind = Literal["Drill", "Restore", "Verify", "Checkpoint"]
+OperationKind = Literal["Drill", "Restore", "Verify", "Checkpoint", "Pause", "Resume", "Resync"]
 
 
 def add_operation(

@@ -16,6 +16,7 @@ from dpac_engine.control.commands import (
     contexts,
     groups,
     keys,
+    legs,
     operations,
     policy,
     preseed,
@@ -51,6 +52,9 @@ for command in (
     restore.restore,
     operations.drill,
     operations.verify,
+    legs.pause,
+    legs.resume,
+    legs.resync,
     serving.serve,
     serving.stop,
 ):

@@ -23,7 +23,7 @@ from dpac_api.models import (
     TargetSpec,
     TargetTraffic,
 )
-from dpac_engine.control import group_state, group_status, journal_damage, journal_failures
+from dpac_engine.control import group_state, group_status, journal_damage, journal_failures, leg_orders
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.clock_watch import ClockWatch
 from dpac_engine.control.coordinator import Coordinator, ShardWorker
@@ -32,11 +32,13 @@ from dpac_engine.control.group_state import GroupState, LegMemory
 from dpac_engine.control.group_view import MemberInfo, UnseenChanges
 from dpac_engine.control.holding import Holding
 from dpac_engine.control.journal_return import JournalReturn
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.control.marking import Marking
 from dpac_engine.control.member import DirectoryFactory, Member
+from dpac_engine.control.merging import Compactor
 from dpac_engine.control.quiescing import Quiescing
 from dpac_engine.control.rewind import Rewinds
-from dpac_engine.control.shipper import Compactor, Shipper
+from dpac_engine.control.shipper import Shipper
 from dpac_engine.control.spool_quota import SpoolQuota
 from dpac_engine.control.sync_leg import SyncLeg
 from dpac_engine.control.tracking import Tracking
@@ -477,6 +479,10 @@ class Group:
             else:
                 done.append(leg.spec.target)
         return HoldOutcome(done=done, lacking=lacking, failed=failed)
+
+    async def order(self, order: LegOrder) -> None:
+        """See `runtime.Runtime.order`."""
+        await leg_orders.carry_out(self, order)
 
     # ------------------------------------------------------------------ upkeep
 

@@ -38,6 +38,15 @@ class MemberMemory(msgspec.Struct):
     """Volumes: (inode, device) of the file that was attached last."""
 
 
+class Paused(msgspec.Struct, frozen=True):
+    """That somebody paused a leg."""
+
+    by: str
+    """The name of the token that asked."""
+    since_ns: int
+    reason: str = ""
+
+
 class LegMemory(msgspec.Struct):
     """A leg between two runs."""
 
@@ -53,6 +62,12 @@ class LegMemory(msgspec.Struct):
     """Dirty bitmaps tell what the target lacks of the volumes (`tracking.py`), until it has all of it again."""
     delta: list[int] = []
     """Ordinals whose resync brings what is dirty alone; all else of them is at the target."""
+    paused: Paused | None = None
+    """Nothing is shipped until somebody resumes it."""
+    resync: Literal["compare", "anew"] | None = None
+    """Somebody asked for every member to be brought there again, and that has not begun."""
+    anew: list[int] = []
+    """Ordinals that a resync sends in full: what the target holds of them is not looked at."""
     sync: Literal["in sync", "lost"] | None = None
     """Of a sync leg: what its pledge is, on record before it is acted on; None: it was never in sync."""
     sync_lost: int = 0

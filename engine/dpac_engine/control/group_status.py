@@ -20,6 +20,7 @@ from dpac_api.models import (
     TargetTraffic,
 )
 from dpac_api.quantities import Duration, Size
+from dpac_engine.control import leg_orders
 from dpac_engine.control.member import Replaced
 from dpac_engine.control.moments import moment
 from dpac_engine.control.shipper import Shipper
@@ -40,6 +41,7 @@ WORST = (
     DataState.INITIAL_SYNC,
     DataState.DELTA_RESYNC,
     DataState.FULL_RESYNC,
+    DataState.PAUSED,
     DataState.DISCONNECTED,
     DataState.BITMAP_TRACKING,
     DataState.STALLED,
@@ -96,7 +98,7 @@ def of(group: Group) -> GroupStatus:
         group.journal_damage = ""
     seeded = bool(members) and all(member.seeded for member in members.values())
     late = any(leg.lag_seconds > leg.rpo_seconds for leg in legs.values())
-    copied = bool(legs) and all(leg.latest_checkpoint is not None for leg in legs.values())
+    copied = bool(legs) and all(leg.latest_checkpoint is not None or leg.paused for leg in legs.values())
     pledged = all(sync.in_sync for sync in group.sync_legs.values())
     attached = all(member.state == "Attached" for member in members.values())
     return GroupStatus(
@@ -201,6 +203,7 @@ def _leg(leg: Shipper, sync: SyncLeg | None, traffic: TargetTraffic | None) -> L
         traffic=traffic,
         message=leg.error.message if leg.error else "",
         escrow=leg.escrow,
+        paused=leg_orders.status_of(leg.memory),
         in_sync=sync is not None and sync.in_sync,
         sync=sync.status() if sync else None,
     )
@@ -306,6 +309,8 @@ def _conditions(group: Group) -> Iterator[Condition]:
                 "warning",
             )
     for leg in group.legs.values():
+        if (paused := leg_orders.condition(leg, group.assignment.name)) is not None:
+            yield paused
         if leg.error is not None:
             kind = next(name for error, name in _TARGET_CONDITIONS.items() if isinstance(leg.error, error))
             yield condition(kind, f"leg/{leg.name}", leg.error.message)
@@ -340,7 +345,7 @@ def _conditions(group: Group) -> Iterator[Condition]:
             yield condition(
                 leg.data_state.value,
                 f"leg/{leg.name}",
-                f"Target {leg.spec.target} was away for longer than the spool could wait. Up to "
+                f"Target {leg.spec.target} was away, or its leg paused, for longer than the spool could wait. Up to "
                 f"{group.tracking.dirty_bytes(leg.name)} bytes changed since and are sent once it is there. Checkpoints from before "
                 "stay; there are none of the time between.",
                 "warning",

@@ -6,7 +6,8 @@ goes on with has changed nothing: what it put is collected like all that no mani
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, MutableMapping, Sequence
+from typing import Protocol
 
 import blake3
 import msgspec
@@ -32,6 +33,21 @@ OPENED_AT_ONCE = 16
 
 Commit = Callable[[Sequence[SegmentRef], Sequence[str]], object]
 """Commits segments that join and names that leave; blocks."""
+
+
+class Compactor(Protocol):
+    """Thins a repository by age and size, and keeps it locked (`control/compaction.py`)."""
+
+    @property
+    def immutable_until_ns(self) -> int | None:
+        """When the first lock ends of what the newest state needs, as last seen; None: not known, or nothing is locked."""
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """Segments that could not be read when they were to be merged, and why; they stay as they are until they can."""
+
+    def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
+        """Do one step of it, in a thread; False if nothing is left to do."""
 
 
 class DamagedSegment(Exception):

@@ -316,7 +316,7 @@ class Plane:
     async def _change_hold_in_shards(self, group: GroupView, change: HoldChange) -> HoldOutcome:
         """Done at a target is what is done there in every shard: one that lacks the checkpoint, or failed, tells for all."""
         outcomes = [
-            await self._worker(worker).change_hold(key, own)
+            await self.worker(worker).change_hold(key, own)
             for (key, worker), own in zip(group.shards, change.of_shards(len(group.shards)), strict=True)
         ]
         failed = {target: why for outcome in outcomes for target, why in outcome.failed.items()}
@@ -393,14 +393,14 @@ class Plane:
 
         operation = await self.write(begin)
         try:
-            checkpoint = await self._worker(group.worker).checkpoint(group.uid, request)
+            checkpoint = await self.worker(group.worker).checkpoint(group.uid, request)
             if request.hold:
                 checkpoint = await self._hold_new(group, checkpoint, until_ns, request.hold_reason)
         except BaseException as cause:
             message = cause.message if isinstance(cause, DpacError) else f"It was interrupted: {type(cause).__name__}."
-            await self._end(operation, Phase.FAILED, {}, message)
+            await self.end(operation, Phase.FAILED, {}, message)
             raise
-        await self._end(operation, Phase.SUCCEEDED, checkpoint.model_dump(mode="json"), None)
+        await self.end(operation, Phase.SUCCEEDED, checkpoint.model_dump(mode="json"), None)
         self._ship_soon(group)
         return checkpoint
 
@@ -420,7 +420,7 @@ class Plane:
 
         async def ship() -> None:
             try:
-                await asyncio.gather(*(self._worker(worker).ship(key) for key, worker in group.shards))
+                await asyncio.gather(*(self.worker(worker).ship(key) for key, worker in group.shards))
             except DpacError as cause:  # the legs go on by themselves
                 _log.info("group %s was not shipped at once: %s", group.name, cause.message)
 
@@ -428,7 +428,9 @@ class Plane:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _end(self, operation: Operation, phase: Phase, result: dict[str, Any], error: str | None) -> None:
+    async def end(self, operation: Operation, phase: Phase, result: dict[str, Any], error: str | None) -> None:
+        """Journal the end of an operation of one step."""
+
         def end(session: Session) -> None:
             state = "failed" if error else "done"
             step = operation.steps[0].model_copy(
@@ -448,7 +450,8 @@ class Plane:
 
         return await asyncio.to_thread(write)
 
-    def _worker(self, index: int) -> WorkerApi:
+    def worker(self, index: int) -> WorkerApi:
+        """The worker of an index; Temporary if it does not run here."""
         if index >= len(self._deps.workers):
             raise Temporary(f"Worker {index} does not run here. Start the backend with --workers {index + 1} or more.")
         return self._deps.workers[index]
@@ -500,7 +503,7 @@ class Plane:
 
     async def _mount_states(self, worker: int) -> MountStates | DpacError:
         try:
-            return await self._worker(worker).mount_states()
+            return await self.worker(worker).mount_states()
         except DpacError as error:
             return error
 
@@ -509,7 +512,7 @@ class Plane:
         group = await self.view(name)
         target, mark, note = await asyncio.to_thread(self.timeline.resolve, group, body.at, body.target)
         members = await asyncio.to_thread(self._members_to_mount, group, target, mark, body.member)
-        worker = self._worker(group.worker)
+        worker = self.worker(group.worker)
         mount_id = "mnt-" + hashlib.blake2b(request.id.encode(), digest_size=6).hexdigest()
         if await self.write(lambda session: self._intend_mount(session, mount_id, group)):
             with suppress(NotFound):  # a try that was interrupted may have mounted it
@@ -555,7 +558,7 @@ class Plane:
         """Close a mount and drop what was written to it."""
         index = await self.read(lambda session: journal.mount_row(session, mount_id).worker)
         with suppress(NotFound):
-            await self._worker(index).unmount(mount_id)
+            await self.worker(index).unmount(mount_id)
         await self.write(lambda session: session.delete(journal.mount_row(session, mount_id)))
 
     # -------------------------------------------------------------- metrics

@@ -15,6 +15,7 @@ from dpac_engine.control.plane import Deps, Plane
 from dpac_engine.control.rest_access import requires
 from dpac_engine.control.rest_errors import install
 from dpac_engine.control.rest_groups import group_routes, target_routes
+from dpac_engine.control.rest_legs import leg_routes
 from dpac_engine.control.rest_recovery import checkpoint_routes, mount_routes, operation_routes
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -67,6 +68,7 @@ def create_app(deps: Deps) -> FastAPI:
         group_routes(plane),
         checkpoint_routes(plane),
         operation_routes(plane),
+        leg_routes(plane),
         mount_routes(plane),
         _token_routes(plane),
         _observer_routes(plane),

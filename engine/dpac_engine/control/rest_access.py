@@ -18,18 +18,18 @@ _bearer = HTTPBearer(auto_error=False, description="A dpac token")
 
 
 def requires(plane: Plane, scope: Scope) -> Any:
-    """The dependency of routes that need a token of that scope or more."""
+    """The dependency of routes that need a token of that scope or more; its value is the token's name."""
     return Depends(_gate(plane, scope))
 
 
-def _gate(plane: Plane, scope: Scope) -> Callable[..., Coroutine[Any, Any, None]]:
+def _gate(plane: Plane, scope: Scope) -> Callable[..., Coroutine[Any, Any, str]]:
     site = plane.host.site
 
     async def pass_gate(
         token: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
         dpac_api_version: Annotated[str | None, Header(description="The wire version the client speaks.")] = None,
         dpac_site: Annotated[str | None, Header(description="The site that must answer; 421 from any other.")] = None,
-    ) -> None:
+    ) -> str:
         _check_version(dpac_api_version)
         if dpac_site is not None and dpac_site != site.site_uid:
             raise WrongSite(
@@ -37,7 +37,7 @@ def _gate(plane: Plane, scope: Scope) -> Callable[..., Coroutine[Any, Any, None]
                 "names; if this site replaces it for good, accept it with `dpac site accept`."
             )
         header = f"{token.scheme} {token.credentials}" if token else None
-        await asyncio.to_thread(plane.auth.require, header, scope, plane.now())
+        return await asyncio.to_thread(plane.auth.require, header, scope, plane.now())
 
     return pass_gate
 

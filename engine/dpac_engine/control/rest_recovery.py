@@ -224,7 +224,7 @@ def operation_routes(plane: Plane) -> APIRouter:
     @routes.get("/operations", dependencies=[requires(plane, "read")])
     async def list_operations(
         group: Name | None = None,
-        kind: Literal["Drill", "Restore", "Verify", "Checkpoint"] | None = None,
+        kind: Literal["Drill", "Restore", "Verify", "Checkpoint", "Pause", "Resume", "Resync"] | None = None,
         limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
     ) -> list[Operation]:
         """Operations, newest first."""

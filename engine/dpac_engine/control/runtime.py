@@ -8,6 +8,7 @@ from typing import Protocol
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus
 from dpac_engine.control.assignment import WorkerAssignment
 from dpac_engine.control.holding import Holding
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.control.quiescing import Quiescing
 from dpac_engine.control.rewind import Rewinds
 from dpac_engine.control.worker_api import HoldChange, HoldOutcome
@@ -49,6 +50,9 @@ class Runtime(Protocol):
 
     async def ship(self) -> None:
         """Make every leg ship what there is now; returns once each has, or is known to be disconnected."""
+
+    async def order(self, order: LegOrder) -> None:
+        """Pause, resume or resync legs; returns once that is on record. NotFound without such a leg."""
 
     async def change_hold(self, change: HoldChange) -> HoldOutcome:
         """Hold or release a checkpoint at every leg's target."""

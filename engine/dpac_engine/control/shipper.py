@@ -9,25 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypedDict
+from typing import TypedDict
 
 import msgspec
-import numpy as np
 
 from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Temporary, Unrecoverable
 from dpac_api.models import DataState, LegSpec
 from dpac_engine.control.comparing import HeldContent, HeldHashes
 from dpac_engine.control.group_state import LegMemory
 from dpac_engine.control.group_view import GroupView, MemberInfo
-from dpac_engine.control.merging import Commit
+from dpac_engine.control.log_slice import LogSlice, read_slice
+from dpac_engine.control.merging import Compactor
 from dpac_engine.control.seeding import Piece, Seeding, SeedStream
 from dpac_engine.control.worker_api import HoldChange
 from dpac_engine.core import sealing, tail
-from dpac_engine.core.checkpoints import Mark, decode_mark
+from dpac_engine.core.checkpoints import Mark
 from dpac_engine.core.manifest import Hold, Manifest, MemberState, RepositoryState, SegmentRef
-from dpac_engine.core.records import Kind
 from dpac_engine.core.segment import SegmentKind, SegmentWriter
 from dpac_engine.core.tail import TailHeader
 from dpac_engine.io.daemon_thread import DaemonThread
@@ -35,7 +34,6 @@ from dpac_engine.io.repository import RepositoryWriter
 
 log = logging.getLogger(__name__)
 
-SLICE_BYTES_MAX = 2 * sealing.SEGMENT_BYTES
 RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 REFUSED_RETRY_SECONDS = 10.0
 COMPACT_EVERY_SECONDS = 60.0
@@ -52,21 +50,6 @@ def hold_or_release(writer: RepositoryWriter, change: HoldChange) -> None:
     writer.hold(Hold(change.checkpoint, change.lsn, change.since_ns, change.until_ns, change.reason))
 
 
-class Compactor(Protocol):
-    """Thins a repository by age and size, and keeps it locked (`control/compaction.py`)."""
-
-    @property
-    def immutable_until_ns(self) -> int | None:
-        """When the first lock ends of what the newest state needs, as last seen; None: not known, or nothing is locked."""
-
-    @property
-    def damaged(self) -> Mapping[str, str]:
-        """Segments that could not be read when they were to be merged, and why; they stay as they are until they can."""
-
-    def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
-        """Do one step of it, in a thread; False if nothing is left to do."""
-
-
 class _Said(TypedDict):
     """What a manifest says of tails."""
 
@@ -77,13 +60,6 @@ class _Said(TypedDict):
 
 def _said(last: Manifest) -> _Said:
     return _Said(incarnation=last.incarnation, tails=last.tails, sync_lost=last.sync_lost)
-
-
-class _Slice(NamedTuple):
-    rows: SegmentWriter
-    marks: list[Mark]
-    to_lsn: int
-    stamps: tuple[int, int]
 
 
 @dataclass
@@ -220,35 +196,46 @@ class Shipper:
                     self._reopens, self._writer = False, None
                 if self._writer is None:
                     await self._open()
-                await self._step()
+                await (self._step() if self.memory.paused is None else self._stand_still())
                 failures = 0
             except Temporary as error:
                 self._failed(DataState.DISCONNECTED, error)
-                await self._pause(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+                await self._rest(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
             except Conflict as error:
                 self.fenced = True
                 self._failed(DataState.STALLED, error)
-                await self._pause(REFUSED_RETRY_SECONDS)
+                await self._rest(REFUSED_RETRY_SECONDS)
             except DpacError as error:
                 self._failed(DataState.DISCONNECTED, error)
-                await self._pause(REFUSED_RETRY_SECONDS)
+                await self._rest(REFUSED_RETRY_SECONDS)
             except Exception:
                 log.exception("leg %s failed", self.name)
                 self._failed(
                     DataState.STALLED, DpacError("The leg failed by a defect in dpac; its log has the details.")
                 )
-                await self._pause(REFUSED_RETRY_SECONDS)
+                await self._rest(REFUSED_RETRY_SECONDS)
 
     def _failed(self, state: DataState, error: DpacError) -> None:
         if self.error is None or self.error.message != error.message:
             log.warning("leg %s: %s", self.name, error.message)
-        tracked = self.memory.lost and self.memory.tracked
-        self.data_state, self.error = DataState.BITMAP_TRACKING if tracked else state, error
+        self.data_state, self.error = self._idle_state(state), error
         self._writer = self.resync_lsn = None
         self._settled.set()
 
-    async def _pause(self, seconds: float) -> None:
+    def _idle_state(self, otherwise: DataState) -> DataState:
+        if self.memory.lost and self.memory.tracked:
+            return DataState.BITMAP_TRACKING
+        return otherwise if self.memory.paused is None else DataState.PAUSED
+
+    async def _stand_still(self) -> None:
+        """While the leg is paused: a seed under way goes on where its last commit left it."""
+        await self._abandon_seed()
+        self.data_state = self._idle_state(DataState.PAUSED)
+        self._settled.set()
+        await self._rest(WATCH_SECONDS)
+
+    async def _rest(self, seconds: float) -> None:
         """Wait, but no longer than until somebody wants something shipped."""
         self._wake.clear()
         deadline = asyncio.get_running_loop().time() + seconds
@@ -321,6 +308,8 @@ class Shipper:
         self._wake.clear()  # first: what happens while this step works is looked at by the next, at once
         if self.memory.lost:
             await self._begin_resync()
+        elif self.memory.resync is not None:
+            await self._begin_ordered_resync()
         elif self.repository is not None and self._says(self.memory.cursor) != _said(self.repository.last):
             await self._thread.run(self._commit)
         if self.memory.cursor >= self.group.spool.durable_lsn and self._unmarked():
@@ -376,7 +365,8 @@ class Shipper:
     @property
     def awaits_mark(self) -> bool:
         """The next mark is to be shipped even if nothing changed."""
-        return self._writer is not None and (self._unmarked() or self._spec_stored != self.group.spec_number)
+        ships = self._writer is not None and self.memory.paused is None
+        return ships and (self._unmarked() or self._spec_stored != self.group.spec_number)
 
     def _unmarked(self) -> bool:
         """A member is whole at the target, or would be with what is here now, but no checkpoint there holds it yet."""
@@ -409,7 +399,9 @@ class Shipper:
         # A change that no mark follows is at the target and in no checkpoint there; nor is a member that just came whole.
         await self.group.mark_changes(always=self._unmarked())
         try:
-            piece = await self._thread.run(self._slice, self.memory.cursor, self.group.spool.durable_lsn)
+            piece = await self._thread.run(
+                read_slice, self.group.spool, self.memory.cursor, self.group.spool.durable_lsn
+            )
         except Corruption as error:
             log.error("leg %s: %s The target is seeded anew", self.name, error.message)
             piece = None
@@ -430,19 +422,7 @@ class Shipper:
         if piece.marks:
             self.last_mark = piece.marks[-1]
 
-    def _slice(self, from_lsn: int, to_lsn: int) -> _Slice:
-        rows, marks, end = SegmentWriter(), list[Mark](), from_lsn
-        first_stamp = last_stamp = 0
-        for batch in self.group.spool.read(from_lsn, to_lsn, SLICE_BYTES_MAX):
-            headers, end = batch.headers, batch.next_lsn
-            for row in np.flatnonzero(headers["kind"] == Kind.MARK).tolist():
-                epoch, lsn, stamp = (int(headers[name][row]) for name in ("epoch", "lsn", "stamp"))
-                marks.append(decode_mark(epoch, lsn, stamp, batch.payloads[row]))
-            rows.extend(batch)
-            first_stamp, last_stamp = first_stamp or int(headers["stamp"][0]), int(headers["stamp"][-1])
-        return _Slice(rows, marks, end, (first_stamp, last_stamp))
-
-    def _store_slice(self, piece: _Slice, members: dict[int, MemberState]) -> None:
+    def _store_slice(self, piece: LogSlice, members: dict[int, MemberState]) -> None:
         rows, at = piece.rows, self.memory.cursor
         add = [self._put(rows, piece.marks, SegmentKind.LOG, at, piece.to_lsn, piece.stamps)] if len(rows) else []
         self._commit(members=members, cursor=piece.to_lsn, add=add)
@@ -528,6 +508,7 @@ class Shipper:
         state, infos, members = self.repository, self.group.member_infos(), self._members()
         return (
             state is not None
+            and self.memory.paused is None
             and not self.memory.lost
             and state.last.tails
             and state.last.epoch == self.group.epochs[-1][0]
@@ -586,7 +567,7 @@ class Shipper:
                 self.memory.delta.remove(ordinal)  # it changed unseen, or its bitmap is gone: all of it is sent
                 current = False
             held = None
-            if info.kind == "volume" and member.ready and dirty is None:
+            if info.kind == "volume" and member.ready and dirty is None and ordinal not in self.memory.anew:
                 if not self._has_log_for(ordinal, info.content):
                     continue
                 held = await self._held_volume(ordinal, info)
@@ -678,7 +659,9 @@ class Shipper:
         return await outcome
 
     async def _delta_done(self, ordinal: int) -> None:
-        """A volume is whole at the target, so what was dirty of it is not any more."""
+        """A member is whole at the target, so what was dirty of it is not any more."""
+        if ordinal in self.memory.anew:
+            self.memory.anew.remove(ordinal)
         if ordinal in self.memory.delta:
             self.memory.delta.remove(ordinal)
             await self.group.tracking.done(self.name, ordinal)
@@ -720,6 +703,21 @@ class Shipper:
         self.memory.cursor, self.memory.lost, self.resync_lsn = head, False, None
         self.group.tracking.pause(self.name)
         self._judge()
+
+    async def _begin_ordered_resync(self) -> None:
+        """Somebody doubts what the target holds: every member is compared with it, or sent anew. The log goes on without a gap."""
+        await self._abandon_seed()
+        members = {
+            ordinal: member.reseeding(self.memory.cursor, member.content)
+            if member.ready or member.seed_position is not None
+            else member
+            for ordinal, member in self._members().items()
+        }
+        if self.repository is not None:
+            await self._thread.run(self._commit, members=members)
+        # Stored with the next state: a crash before that begins once more.
+        self.memory.delta, self.memory.anew = [], list(members) if self.memory.resync == "anew" else []
+        self.memory.resync = None
 
     def _lacks_little(self, ordinal: int, member: MemberState) -> bool:
         """The target had it whole at its cursor, or all but what an earlier resync had not brought yet."""

@@ -126,6 +126,8 @@ class SyncLeg:
     def start(self) -> None:
         """Begin: what is on record says how."""
         self._do(self._first_effects)
+        if self._memory.paused is not None:
+            self.pause()
         self._spawn(self._run())
 
     async def stop(self) -> None:
@@ -144,6 +146,12 @@ class SyncLeg:
         """Take a changed declaration."""
         self.spec = spec
         self._on(Event.POLICY_STOP if _on_loss(spec) == "stop" else Event.POLICY_ASYNC)
+
+    def pause(self) -> None:
+        """Somebody paused the leg: `on_loss` says what that means for the application. It attaches again once it is resumed."""
+        self.reason = "it was paused"
+        self._on(Event.PAUSED)
+        self._abandon()
 
     def journal_failed(self) -> None:
         """There is no journal any more to send."""

@@ -18,6 +18,7 @@ from dpac_api.errors import Conflict, Corruption, DpacError, NotFound, Unreachab
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
 from dpac_engine.control import absent_group
 from dpac_engine.control.assignment import WorkerAssignment
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.control.runtime import Runtime
 from dpac_engine.control.worker_api import (
     HoldChange,
@@ -247,6 +248,10 @@ class Worker:
     async def unquiesce(self, key: str, token: str) -> None:
         """See `WorkerApi.unquiesce`."""
         self._running(key).quiescing.end(token)
+
+    async def order(self, group_uid: str, order: LegOrder) -> None:
+        """See `WorkerApi.order`."""
+        await self._running(group_uid).order(order)
 
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         """See `WorkerApi.hold_writes`."""

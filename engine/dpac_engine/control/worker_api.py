@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Model, Mount, Name, Uid
 from dpac_engine.control.assignment import ShardKey
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.core.shared_mark import Held, Order
 
 
@@ -194,6 +195,9 @@ class WorkerApi(Protocol):
 
     async def unquiesce(self, key: str, token: str) -> None:
         """Let them go on; no error if they do, or rest for another."""
+
+    async def order(self, group_uid: str, order: LegOrder) -> None:
+        """Pause, resume or resync legs; returns once that is on record. NotFound without such a leg."""
 
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         """Have a shard of several hold new writes, for so long at most. Temporary if it cannot."""

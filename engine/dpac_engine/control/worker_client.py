@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from dpac_api.errors import DpacError, TimedOut, Unreachable, from_wire
 from dpac_api.models import Checkpoint, CheckpointRequest, GroupStatus, Mount
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.control.worker_api import (
     HoldChange,
     HoldOutcome,
@@ -31,6 +32,7 @@ from dpac_engine.control.worker_rpc import (
     OfShard,
     OfToken,
     OfWorker,
+    OrderOfGroup,
 )
 
 CONNECT_SECONDS = 2.0
@@ -107,6 +109,10 @@ class WorkerClient:
     async def unquiesce(self, key: str, token: str) -> None:
         """See `WorkerApi.unquiesce`."""
         await self._call("unquiesce", OfToken(key=key, token=token), self._status_seconds)
+
+    async def order(self, group_uid: str, order: LegOrder) -> None:
+        """See `WorkerApi.order`."""
+        await self._call("order", OrderOfGroup(group_uid=group_uid, order=order), ACT_SECONDS)
 
     async def hold_writes(self, key: str, seconds_max: float) -> ShardHeld:
         """See `WorkerApi.hold_writes`."""

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from dpac_api.errors import DpacError, Invalid, NotFound
 from dpac_api.models import CheckpointRequest, Model
 from dpac_engine.control.assignment import ShardKey
+from dpac_engine.control.leg_orders import LegOrder
 from dpac_engine.control.worker_api import HoldChange, ShardMark, WorkerApi, WorkerMount, WorkerRewind
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,12 @@ class HoldOfGroup(OfGroup):
     """`change_hold`."""
 
     change: HoldChange
+
+
+class OrderOfGroup(OfGroup):
+    """`order`."""
+
+    order: LegOrder
 
 
 class OfShard(Model):
@@ -92,6 +99,7 @@ METHODS: dict[str, Method] = {
     ),
     "release": Method(OfOperation, lambda worker, body: worker.release(body.group_uid, body.operation_id)),
     "change_hold": Method(HoldOfGroup, lambda worker, body: worker.change_hold(body.group_uid, body.change)),
+    "order": Method(OrderOfGroup, lambda worker, body: worker.order(body.group_uid, body.order)),
     "quiesce": Method(OfShard, lambda worker, body: worker.quiesce(body.key)),
     "unquiesce": Method(OfToken, lambda worker, body: worker.unquiesce(body.key, body.token)),
     "hold_writes": Method(HoldWrites, lambda worker, body: worker.hold_writes(body.key, body.seconds_max)),

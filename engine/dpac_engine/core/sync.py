@@ -45,6 +45,7 @@ class Event(Enum):
     FAILED = "the target refused"
     TIMED_OUT = "the timer ran out"
     FENCED = "another primary writes at the target"
+    PAUSED = "somebody paused the leg"
     JOURNAL_FAILED = "the journal broke: there is nothing to send any more"
     POLICY_ASYNC = "the declaration says on_loss=async now"
     POLICY_STOP = "the declaration says on_loss=stop now"
@@ -94,8 +95,8 @@ def step(state: State, event: Event) -> Step:
             if not state.gating or state.phase is Phase.FENCED:
                 return state, ()
             return _to(state, Phase.FENCED, Effect.STOP_TIMER, Effect.ABANDON)
-        case Event.JOURNAL_FAILED:
-            return _journal_failed(state)
+        case Event.JOURNAL_FAILED | Event.PAUSED:
+            return _given_up(state)
         case _:
             move = _MOVES.get((state.phase, event))
             if move is None:
@@ -121,8 +122,8 @@ def _policy(state: State, on_loss: OnLoss) -> Step:
     return changed, ()
 
 
-def _journal_failed(state: State) -> Step:
-    # The application must go on although its journal is gone; only who asked to be stopped is. The loss is recorded first:
+def _given_up(state: State) -> Step:
+    # Nothing more will be sent. The application must go on; only who asked to be stopped is. The loss is recorded first:
     # the next life's record must not say that the target has what was acknowledged meanwhile.
     if not state.gating or state.phase in (Phase.FENCED, Phase.HELD):
         return state, ()

@@ -231,7 +231,8 @@ def _affected(finding: VerifyFinding) -> str:
 def list_operations(
     group: Annotated[str | None, typer.Option("--group", help="Only of this group.")] = None,
     kind: Annotated[
-        Literal["Drill", "Restore", "Verify", "Checkpoint"] | None, typer.Option("--kind", help="Only of this kind.")
+        Literal["Drill", "Restore", "Verify", "Checkpoint", "Pause", "Resume", "Resync"] | None,
+        typer.Option("--kind", help="Only of this kind."),
     ] = None,
     json: Json = False,
     limit: Limit = PAGE,
