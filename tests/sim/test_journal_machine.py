@@ -341,7 +341,7 @@ class Journal(RuleBasedStateMachine):
 def _contents(image: Image) -> Snapshot:
     volumes = [image.volume(at) for at in VOLUMES]
     tree = image.tree(TREE)
-    values = {key: tree._read(value) for key, value in tree.values.items()}
+    values = {key: tree._read(value) for key in tree._newest if (value := tree._value(*key)) is not None}
     assert dict(tree.entries()) == {key: value for (space, key), value in values.items() if space == Keyspace.ENTRY}
     return tuple(volume.read(0, volume.size_bytes) for volume in volumes), values
 

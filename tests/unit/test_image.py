@@ -145,3 +145,41 @@ def test_neighbours_are_read_together() -> None:
     rows.append(data(300, 4096, b"x" * 4096))
     segment = Rows(size(1, 2**22), *rows)
     assert [len(run.places) for run in VolumeImage([segment], 1, 999).runs()] == [198, 2]
+
+
+def test_of_puts_and_deletes_in_any_number_of_segments_the_last_one_counts() -> None:
+    """Against a dictionary: keys put again, deleted and put back, other members and devices between, seeds that came late."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    for _ in range(50):
+        rows: list[Row] = []
+        wanted: dict[tuple[int, bytes], bytes] = {}
+        for lsn in range(dice.randrange(1, 120)):
+            key = dice.choice([Keyspace.ENTRY, Keyspace.CHUNK]), bytes([dice.randrange(97, 105)])
+            kind = dice.choice([Kind.PUT, Kind.PUT, Kind.DELETE, Kind.RESIZE])
+            if kind == Kind.RESIZE:
+                rows.append(size(lsn, 4096))
+                continue
+            value = dice.randbytes(dice.randrange(9)) if kind == Kind.PUT else b""
+            rows.append((kind, 0, lsn, 0, 0, value, key))
+            if kind == Kind.PUT:
+                wanted[key] = value
+            else:
+                wanted.pop(key, None)
+        cuts = sorted(dice.randrange(len(rows) + 1) for _ in range(3))
+        segments = [Rows(*rows[begin:end]) for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+        dice.shuffle(segments)
+        tree = TreeImage(segments, 1, len(rows))
+        entries = {name: value for (space, name), value in wanted.items() if space == Keyspace.ENTRY}
+        chunks = {name: value for (space, name), value in wanted.items() if space == Keyspace.CHUNK}
+        assert dict(tree.entries()) == entries
+        assert tree.paths() == sorted(entries)
+        assert {name: tree.read_chunk(name) for name in chunks} == chunks
+        assert dict(tree.chunks()) == {name: len(value) for name, value in chunks.items()}
+        places = [tree.chunk_place(name) for name, _ in tree.chunks()]
+        assert places == sorted(places)
+        assert tree.stored_bytes() == sum(map(len, chunks.values()))
+        names = sorted(chunks)
+        found = [(names[at], bytes(data)) for run in tree.runs([*names, b"none"]) for at, data in run.content()]
+        assert found == sorted(chunks.items())

@@ -221,7 +221,7 @@ def _together(one: Piece, other: Piece) -> bool:
     """Whether one read gets both: they are of the same part of a segment, in order, and not much lies between."""
     return (
         one.source == other.source
-        and one.position <= other.position
+        and (one.position + one.length <= other.position or one[1:] == other[1:])
         and one.position // RUN_BYTES == other.position // RUN_BYTES
         and other.position - (one.position + one.length) < GAP_BYTES_MAX
     )
@@ -257,44 +257,50 @@ class TreeImage:
     def __init__(self, segments: Sequence[HashedSegment], ordinal: int, lsn: int) -> None:
         self._segments = segments
         rows = member_rows(segments, ordinal, lsn)
-        self.values: dict[tuple[int, bytes], _Value] = {}
-        # A mount waits for this loop: what it looks up in every round is looked up once.
-        values, make, put, delete = self.values, _Value._make, int(Kind.PUT), int(Kind.DELETE)
-        keys = [segment.keys for segment in segments]
-        for kind, key_index, source, position, length in zip(
-            rows.kind.tolist(),
-            rows.key_index.tolist(),
-            rows.source.tolist(),
-            rows.position.tolist(),
-            rows.payload_bytes.tolist(),
-            strict=True,
-        ):
-            if kind == put:
-                values[keys[source][key_index]] = make((source, position, length))
-            elif kind == delete:
-                values.pop(keys[source][key_index], None)
+        keyed = rows.key_index >= 0
+        self._sources, self._positions, self._lengths = (
+            column[keyed] for column in (rows.source, rows.position, rows.payload_bytes)
+        )
+        self._newest = _newest(segments, rows.kind[keyed], self._sources, rows.key_index[keyed])
+
+    def _values(self, keyspace: Keyspace | None = None) -> Int64Array:
+        """The rows of the values that count; (n,) positions in the columns."""
+        of = self._newest.items()
+        return np.array([row for key, row in of if keyspace is None or key[0] == keyspace], np.int64)
+
+    def _value(self, keyspace: Keyspace, key: bytes) -> _Value | None:
+        row = self._newest.get((keyspace, key))
+        if row is None:
+            return None
+        return _Value(self._sources.item(row), self._positions.item(row), self._lengths.item(row))
 
     def reads(self, source: int, spans: Sequence[Span]) -> bool:
         """Whether a value is made of bytes in `spans` of the segment `source`."""
-        mine = [value for value in self.values.values() if value.source == source]
-        return any(
-            value.position < span.end and value.position + value.length > span.begin for value in mine for span in spans
-        )
+        rows = self._values()
+        rows = rows[self._sources[rows] == source]
+        begins, ends = self._positions[rows], self._positions[rows] + self._lengths[rows]
+        return any(bool(((begins < span.end) & (ends > span.begin)).any()) for span in spans)
 
     def _read(self, value: _Value) -> bytes:
         return self._segments[value.source].read(value.position, value.length)
 
     def paths(self) -> list[bytes]:
         """Every path, sorted; known from the indexes alone."""
-        return sorted(key for keyspace, key in self.values if keyspace == Keyspace.ENTRY)
+        return sorted(key for keyspace, key in self._newest if keyspace == Keyspace.ENTRY)
+
+    def _entry(self, path: bytes) -> _Value:
+        value = self._value(Keyspace.ENTRY, path)
+        if value is None:
+            raise KeyError(path)
+        return value
 
     def read_entry(self, path: bytes) -> bytes:
-        """The encoded entry of a path in `paths`; Corruption if it is damaged."""
-        return self._read(self.values[Keyspace.ENTRY, path])
+        """The encoded entry of a path in `paths`, else KeyError; Corruption if it is damaged."""
+        return self._read(self._entry(path))
 
     def place(self, path: bytes) -> tuple[int, int]:
         """Where the entry is stored; equal for two images of one reader if they hold the very same one."""
-        value = self.values[Keyspace.ENTRY, path]
+        value = self._entry(path)
         return id(self._segments[value.source]), value.position
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
@@ -304,33 +310,52 @@ class TreeImage:
 
     def chunk_place(self, digest: bytes) -> tuple[int, int]:
         """Where a chunk is stored; chunks that are read in the order of their places are read from end to end."""
-        value = self.values.get((Keyspace.CHUNK, digest))
+        value = self._value(Keyspace.CHUNK, digest)
         return (value.source, value.position) if value is not None else (-1, 0)
 
     def chunks(self) -> list[tuple[bytes, int]]:
         """(hash, length) of every chunk, in the order in which they are stored."""
-        found = ((value, key) for (keyspace, key), value in self.values.items() if keyspace == Keyspace.CHUNK)
-        return [(key, value.length) for value, key in sorted(found)]
+        keys = [key for keyspace, key in self._newest if keyspace == Keyspace.CHUNK]
+        rows = self._values(Keyspace.CHUNK)
+        order = np.lexsort((self._positions[rows], self._sources[rows]))
+        return list(zip([keys[at] for at in order.tolist()], self._lengths[rows[order]].tolist(), strict=True))
 
     def runs(self, digests: Sequence[bytes]) -> Iterator[StoredRun]:
         """What is stored of some chunks, in the order in which they are asked for; what lies together is of one run.
 
         The `offset` of a place is the chunk's position in `digests`. A chunk that is missing is in no run.
         """
-        found = ((at, self.values.get((Keyspace.CHUNK, digest))) for at, digest in enumerate(digests))
+        found = ((at, self._value(Keyspace.CHUNK, digest)) for at, digest in enumerate(digests))
         pieces = (Piece(at, value.length, value.source, value.position) for at, value in found if value is not None)
         return _runs(self._segments, pieces)
 
     def stored_bytes(self) -> int:
         """How much all chunks are."""
-        return sum(value.length for (keyspace, _), value in self.values.items() if keyspace == Keyspace.CHUNK)
+        return int(self._lengths[self._values(Keyspace.CHUNK)].sum())
 
     def read_chunk(self, digest: bytes) -> bytes:
         """The content with that BLAKE3; Corruption if it is not stored."""
-        value = self.values.get((Keyspace.CHUNK, digest))
+        value = self._value(Keyspace.CHUNK, digest)
         if value is None:
             raise Corruption(f"Chunk {digest.hex()} is referenced at this checkpoint but not stored.")
         return self._read(value)
+
+
+def _newest(
+    segments: Sequence[IndexedSegment], kinds: Int64Array, sources: Int64Array, key_indexes: Int64Array
+) -> dict[tuple[int, bytes], int]:
+    """Which of some rows, oldest first, has the value of each key that is there after them.
+
+    A mount waits for this, and keeps it: no object is made for a row, but what is made of all of them at once.
+    """
+    keys = [key for segment in segments for key in segment.keys]
+    lengths = np.array([len(segment.keys) for segment in segments], np.int64)
+    at = (np.cumsum(lengths) - lengths)[sources] + key_indexes
+    if not np.array_equal(at, np.arange(len(keys))):
+        keys = [keys[index] for index in at.tolist()]
+    newest = dict(zip(keys, range(len(keys)), strict=True))
+    deletes = set(np.flatnonzero(kinds == Kind.DELETE).tolist())
+    return {key: row for key, row in newest.items() if row not in deletes} if deletes else newest
 
 
 class Image:
