@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
+import random
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from dpac_api.errors import NotFound, Unrecoverable
 from dpac_api.models import Checkpoint
 from dpac_engine.control.assignment import shard_key
 from dpac_engine.control.worker_api import ShardHeld
 from dpac_engine.control.worker_client import WorkerClient
 from tests.e2e.oracle import BLOCK_BYTES, SLOTS, VOLUMES, Chain
-from tests.e2e.site import LiveSite, connected, contents, until
+from tests.e2e.site import MIB, LiveSite, connected, contents, until
 from tests.e2e.test_faults_catalogue import known, rebuild
 from tests.e2e.test_oracle import nanoseconds
 from tests.nbd.client import write
@@ -37,16 +38,19 @@ def server(tmp_path: Path) -> Iterator[S3Server]:
 
 @pytest.fixture
 def site(tmp_path: Path, server: S3Server, request: pytest.FixtureRequest) -> Iterator[LiveSite]:
-    """A site of two workers, with a group of three volumes in two shards: a and c in the first, b in the second. Its parameter is
-    the history."""
-    history = getattr(request, "param", "12h")
+    """A site of two workers, with a group in two shards: a, c and e in the first, b and d in the second; d and e are ballast. Its
+    parameter is what history may take."""
+    size_max = getattr(request, "param", "16GiB")
     with LiveSite(tmp_path / "site", workers=2) as site:
         site.start()
         where = ["--bucket", "copies", "--endpoint", server.endpoint, "--credentials", f"file:{server.keys_file}"]
         site.dpac("target", "add", "copies", *where)
         size = f"{CHAINS * SLOTS * BLOCK_BYTES // 1024}KiB"
         members = {name: {"kind": "volume", "path": str(site.folder / f"{name}.raw"), "size": size} for name in VOLUMES}
-        site.protect(GROUP, members, journal={"history": history, "size_max": "16GiB", "shards": 2})
+        members |= {
+            name: {"kind": "volume", "path": str(site.folder / f"{name}.raw"), "size": "8MiB"} for name in ("d", "e")
+        }
+        site.protect(GROUP, members, journal={"history": "12h", "size_max": size_max, "shards": 2})
         yield site
         site.print_logs()
 
@@ -133,20 +137,55 @@ def test_a_group_in_a_bucket_outlives_kills_in_mid_hold_and_a_lost_catalogue(sit
         assert {contents(mount.members[name])[:BLOCK_BYTES] for name in VOLUMES} == {content}
 
 
+def fill(uri: str, seed: int, count: int) -> None:
+    """Write so many MiB of what cannot be compressed, over and over the same volume."""
+    chance = random.Random(seed)
+    with connected(uri) as client:
+        for number in range(count):
+            client.send(write(number, number * MIB % client.size_bytes, chance.randbytes(MIB)))
+            assert client.reply().error == 0
+
+
+def listed(site: LiveSite) -> list[Checkpoint]:
+    """What the target has in every shard, newest first."""
+    return list(site.rest.checkpoints(GROUP, limit=1000).items)
+
+
+def judge_oldest(site: LiveSite, chains: list[Chain]) -> None:
+    """What is listed can be mounted, unless it was thinned meanwhile."""
+    mount = None
+    while mount is None:
+        oldest = listed(site)[-1]
+        with suppress(NotFound, Unrecoverable):
+            mount = site.rest.mount(GROUP, at=oldest.id)
+        assert mount or oldest.id not in {one.id for one in listed(site)}, (
+            f"{oldest.id} is listed and cannot be mounted"
+        )
+    copies = {name: contents(mount.members[name]) for name in VOLUMES}
+    site.rest.unmount(mount.id)
+    for chain in chains:
+        chain.judge(copies, nanoseconds(oldest))
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("site", ["1m"], indirect=True)
-def test_a_sharded_group_thins_the_same_checkpoints_everywhere(site: LiveSite, seed: int) -> None:
-    """A history of a minute: what is older goes in all shards, what is left is listed without a hole in either, and is what was."""
+@pytest.mark.parametrize("site", ["128MiB"], indirect=True)
+def test_a_sharded_group_thins_while_it_is_written_to(site: LiveSite, seed: int) -> None:
+    """Each shard keeps to its half of the size: the oldest checkpoints go, those that are left are the same in both, and were moments."""
     first = site.wait_for_checkpoint(GROUP)
     with ExitStack() as stack:
-        uris = {name: site.rest.group(GROUP).members[name].nbd_uri for name in VOLUMES}
+        members = site.rest.group(GROUP).members
+        uris = {name: members[name].nbd_uri for name in VOLUMES}
         chains = [stack.enter_context(Chain(number, uris, seed)) for number in range(CHAINS)]
-        until(
-            lambda: first.id not in {one.id for one in site.rest.checkpoints(GROUP, limit=500).items},
-            "the first checkpoint is thinned",
-            seconds_max=600,
-        )
-        found = site.rest.checkpoints(GROUP, limit=500).items
-        for checkpoint in itertools.islice(reversed(found), 3):
-            judge(site, chains, checkpoint)
-    print(f"{len(found)} checkpoints are left, from {found[-1].time} to {found[0].time}")
+        for ballast in ("d", "e"):
+            fill(members[ballast].nbd_uri, seed, 96)
+
+        def thinned() -> bool:
+            oldest = [leg.oldest_checkpoint_time for leg in site.rest.group_status(GROUP).legs.values()]
+            return all(time is not None and time > first.time for time in oldest)
+
+        until(thinned, "the first checkpoint is thinned in both shards", seconds_max=400)
+        found = listed(site)
+        assert first.id not in {one.id for one in found}
+        judge(site, chains, found[0])
+        judge_oldest(site, chains)
+    print(f"{len(found)} checkpoints are left, from {found[-1].time} to {found[0].time}; the first was of {first.time}")
