@@ -152,6 +152,27 @@ def test_a_flipped_bit_in_a_record_is_found_by_reading(lives: Callable[..., Life
         list(life.spool.read(0, life.spool.head_lsn))
 
 
+def test_a_record_that_no_file_can_hold_is_refused_and_the_journal_goes_on(
+    lives: Callable[..., Life], tmp_path: Path
+) -> None:
+    """Nothing of what was to be appended with it counts; what comes next is read back."""
+    life = lives()
+    largest = life.spool.payload_bytes_max
+    life.spool.append([Entry(Kind.WRITE, 0, 1, 0, largest, bytes(largest))])
+    head = life.spool.head_lsn
+    batch = [Entry(Kind.WRITE, 0, 1, 0, size, bytes(size)) for size in (512, FILE_BYTES)]
+    with pytest.raises(ValueError, match="does not fit into a file of the spool"):
+        life.spool.append(batch)
+    assert life.spool.head_lsn == head
+    assert not life.failures
+    life.spool.append([Entry(Kind.WRITE, 0, 1, 4096, 512, b"n" * 512)])
+    found = list(scan(life.spool.folder, 0, TAG, 0))
+    assert [(header.offset, header.length) for header, _ in found if header.kind == Kind.WRITE] == [
+        (0, largest),
+        (4096, 512),
+    ]
+
+
 def test_a_record_that_ends_exactly_at_a_files_end_is_followed_by_one_in_the_next(
     lives: Callable[..., Life], tmp_path: Path
 ) -> None:

@@ -362,3 +362,41 @@ def test_going_back_needs_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
         await rewind_volume(bench.volume, over, [RangeChange(0, 65536)], Tally())  # type: ignore[arg-type]
 
     run(tmp_path, story)
+
+
+def test_a_write_larger_than_a_file_of_the_spool_is_cut_into_records_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the overlay at once, and in the file afterwards."""
+    monkeypatch.setattr(spool_module, "FILE_BYTES", 64 * 1024)
+    data = random.Random(7).randbytes(300 * 1024)
+
+    async def story(bench: Bench) -> None:
+        bench.write(0, data)
+        assert bench.volume.read_blocking(0, len(data)) == data
+        assert await bench.flush() is None
+        await bench.volume.stop()
+        assert bench.path.read_bytes()[: len(data)] == data
+
+    run(tmp_path, story)
+
+
+def test_a_seed_reads_any_range_as_the_records_left_it(tmp_path: Path, seed: int) -> None:
+    """Sectors are what is kept apart on the way to the file: a range within one is cut out of it."""
+    chance = random.Random(seed)
+
+    async def story(bench: Bench) -> None:
+        content = bytearray(DEVICE_BYTES)
+        for _ in range(50):
+            at = chance.randrange(DEVICE_BYTES // 512 - 8) * 512
+            data = chance.randbytes(chance.randrange(1, 8) * 512)
+            bench.write(at, data)
+            content[at : at + len(data)] = data
+        for _ in range(200):
+            offset = chance.randrange(DEVICE_BYTES - 1)
+            length = chance.randrange(1, min(3000, DEVICE_BYTES - offset) + 1)
+            lsn, found = await bench.volume.read_for_seed(offset, length)
+            assert found == content[offset : offset + length], (offset, length)
+            assert lsn == bench.spool.head_lsn
+
+    run(tmp_path, story)

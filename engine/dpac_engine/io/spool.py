@@ -134,10 +134,16 @@ class Spool:
 
     # ------------------------------------------------------------------ append
 
+    @property
+    def payload_bytes_max(self) -> int:
+        """What a record may carry: it lies in one file, whole, with room for whole blocks."""
+        return (FILE_BYTES - HEADER_BYTES) & -4096
+
     def append(self, entries: Sequence[Entry]) -> list[int]:
         """Append records in order; returns the LSN of each. They are in the page cache when this returns.
 
-        Raises the OSError of a disk that is full or broken; then none of them counts, and the journal has failed.
+        Raises the OSError of a disk that is full or broken; then none of them counts, and the journal has failed. ValueError if one of
+        them is larger than a file; then none of them counts either, and the journal goes on.
         """
         if self._error is not None:
             raise OSError(self._error.errno, self._error.strerror)
@@ -164,6 +170,11 @@ class Spool:
         for kind, flags, member, offset, length, payload in entries:
             stored = (HEADER_BYTES + len(payload) + 63) & -64
             if lsn + stored > room_end:
+                if stored > FILE_BYTES:
+                    self._void_head()
+                    raise ValueError(
+                        f"A record of {stored} bytes does not fit into a file of the spool ({FILE_BYTES} bytes)."
+                    )
                 self._write(iov, start)
                 self._pad(lsn, room_end, stamp)
                 start = lsn = room_end

@@ -19,7 +19,7 @@ from dpac_api.errors import Invalid
 from dpac_engine.core.records import HEADER_BYTES, Header, Kind
 from dpac_engine.io.files import write_all
 from dpac_engine.io.holes import data_ranges, punch_hole
-from dpac_engine.io.members.overlay import Overlay
+from dpac_engine.io.members.overlay import SECTOR_BYTES, Overlay
 from dpac_engine.io.members.volume_file import Descriptor, Signature, open_locked, read_whole
 from dpac_engine.io.members.write_behind import Pending, bring
 from dpac_engine.io.nbd.export import Change, ChangeKind, Extent, Stopped, as_os_error
@@ -98,6 +98,7 @@ class Volume:
         self._loop = loop
         self._executor = executor
         self._pending_max = pending_max
+        self._record_bytes_max = min(RECORD_BYTES_MAX, spool.payload_bytes_max)
         self._overlay = Overlay()
         self._pending: deque[Pending] = deque()
         self._in_flight_lsn: int | None = None
@@ -232,11 +233,11 @@ class Volume:
         for kind, offset, length, data in changes:
             if data is None:
                 entries.append(Entry(int(kind), 0, ordinal, offset, length, b""))
-            elif length <= RECORD_BYTES_MAX:
+            elif length <= self._record_bytes_max:
                 entries.append(_new(Entry, (_WRITE, 0, ordinal, offset, length, data)))
             else:
-                for at in range(0, length, RECORD_BYTES_MAX):
-                    part = data[at : at + RECORD_BYTES_MAX]
+                for at in range(0, length, self._record_bytes_max):
+                    part = data[at : at + self._record_bytes_max]
                     entries.append(Entry(_WRITE, 0, ordinal, offset + at, len(part), part))
         try:
             lsns = self._spool.append(entries)
@@ -606,6 +607,13 @@ class Volume:
 
         Reads beside the clients; if they write to the range meanwhile, again, at last with the loop held.
         """
+        # By whole sectors: nothing smaller is kept apart while it is on its way to the file.
+        begin = offset - offset % SECTOR_BYTES
+        end = offset + length + -(offset + length) % SECTOR_BYTES
+        lsn, data = await self._read_sectors(begin, min(end, self.size_bytes) - begin)
+        return lsn, data[offset - begin : offset - begin + length]
+
+    async def _read_sectors(self, offset: int, length: int) -> tuple[int, bytes]:
         for _ in range(SEED_TRIES):
             watch = _Watch(offset, offset + length)
             self._watches.append(watch)
