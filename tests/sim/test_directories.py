@@ -7,11 +7,13 @@ DPAC_SIM_SEED=N pytest tests/sim/test_simulation.py -k one_history` plays it aga
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from tests.simulation import stage
+from dpac_engine.io.members import capture
+from tests.simulation import stage, trees
 from tests.simulation.directories import Directories
 from tests.simulation.kinds import play
 
@@ -46,3 +48,46 @@ def test_every_path_in_a_checkpoint_is_as_it_was_when_its_cut_says(defects: stag
     print(dict(seen))
     for what, least in {"observed": 200, "barrier": 20, "settled": 20}.items():
         assert seen[what] >= least, f"hardly ever {what}: {seen}"
+
+
+def _a_scan_that_promises_its_end(patches: pytest.MonkeyPatch) -> None:
+    real = capture.Capture._apply
+
+    def apply(self: capture.Capture, plan: Any, work: Any, started_ns: int) -> None:
+        real(self, plan, work, self._clock.now_ns())
+
+    patches.setattr(capture.Capture, "_apply", apply)
+
+
+def _an_index_ahead_of_the_journal(patches: pytest.MonkeyPatch) -> None:
+    async def settle(self: capture.Capture) -> None:
+        await self.in_thread(lambda: self.index.commit(self.index.journal_lsn))
+
+    patches.setattr(capture.Capture, "_settle", settle)
+
+
+def _a_database_taken_for_a_file(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(trees.Ledger, "recognises", lambda *_: False)
+
+
+MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
+    "a scan that promises its end": (_a_scan_that_promises_its_end, 0),
+    "an index that is ahead of the journal": (_an_index_ahead_of_the_journal, 100),
+    "a database taken for a file": (_a_database_taken_for_a_file, 0),
+}
+"""How it is broken, and the first seed to try: so that this takes seconds."""
+WITHIN = 200
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_capture_is_found(defects: stage.Defects, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Histories that a sound engine passes find each mutation within WITHIN seeds."""
+    mutate, first = MUTATIONS[name]
+    mutate(monkeypatch)
+    for seed in range(first, first + WITHIN):
+        try:
+            _played(seed, defects)
+        except AssertionError as error:
+            print(f"{name}: seed {seed}: {str(error).splitlines()[1]}")
+            return
+    pytest.fail(f"{WITHIN} histories did not notice {name}")

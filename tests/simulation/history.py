@@ -232,8 +232,7 @@ class History:
         self.world.revive()
         loop = world.Loop(self.world, lambda context: self._failed.append(str(context)))
         asyncio.set_event_loop(loop)
-        if not last and self.chance.random() < 0.4:
-            self.host.crash_in = self.chance.randint(1, 400)
+        self._arm_life(last)
         try:
             loop.run_until_complete(self._life(last))
             ended = False
@@ -245,11 +244,21 @@ class History:
             loop.abandon()
         if self._failed or self._defects.found:
             raise Wrong("; ".join(self._failed + self._defects.found))
-        power = ended and (self._power_goes or self.chance.random() < 0.5)
-        self.world.note(f"life over, {'power cut' if power else 'killed' if ended else 'stopped'}")
-        self.cut = self.cut or power
-        self.host.restart(self.chance.getrandbits(30) | 1 if power else None)
+        power = self._power_cut_seed() if ended else None
+        self.world.note(f"life over, {'power cut' if power is not None else 'killed' if ended else 'stopped'}")
+        self.cut = self.cut or power is not None
+        self.host.restart(power)
         return not ended
+
+    def _arm_life(self, last: bool) -> None:
+        """Whether the process is to end somewhere in the middle, from its first call on."""
+        if not last and self.chance.random() < 0.4:
+            self.host.crash_in = self.chance.randint(1, 400)
+
+    def _power_cut_seed(self) -> int | None:
+        """What a loss of power leaves, now that the process has ended; None: it was only killed."""
+        power = self._power_goes or self.chance.random() < 0.5
+        return self.chance.getrandbits(30) | 1 if power else None
 
     def _is_direct(self) -> bool:
         """Some volume goes past the journal, or is about to."""
@@ -269,9 +278,7 @@ class History:
         await self._until(lambda: all(member.attached for member in group.members.values()), "members are attached")
         self._started()
         await self._begun()
-        for _ in range(self.chance.randint(1, self._steps)):
-            await self._step()
-            self._watch()
+        await self._happen()
         self.host.crash_in *= not last
         if last:
             await self._settle()
@@ -341,6 +348,12 @@ class History:
             raise Wrong("; ".join(self._failed + self._defects.found))
 
     # ------------------------------------------------------------------ what may happen
+
+    async def _happen(self) -> None:
+        """In one life, once it has begun."""
+        for _ in range(self.chance.randint(1, self._steps)):
+            await self._step()
+            self._watch()
 
     async def _step(self) -> None:
         steps: list[tuple[Callable[[], Any], int]] = [
