@@ -22,13 +22,13 @@ class Decay(History):
         super().__init__(seed, defects, steps=20)
         self.rotten: dict[int, set[int]] = {}
         """Ordinal -> sectors of its file that are not what clients wrote, or wrote to since."""
-        self._rotting = False
+        self._rotting = self._settled = False
 
     def run(self) -> None:
         """Lives of which the last ends whole, rot, and one life more."""
         super().run()
-        if any(target.rotten for target in self.targets.values()) or self.fenced:
-            return  # there a copy may be made anew
+        if not self._settled or any(target.rotten for target in self.targets.values()) or self.fenced:
+            return  # a copy is still to be made, or may be made anew
         self._rotting = True
         for ordinal in sorted(self.members.values()):
             self.rotten[ordinal] = set()
@@ -43,6 +43,10 @@ class Decay(History):
         self.generation += 1
         self._live(last=True)
         self._check_targets()
+
+    async def _settle(self) -> None:
+        await super()._settle()
+        self._settled = True
 
     def _more_steps(self) -> list[tuple[Any, int]]:
         return [(self._write, 30)] if self._rotting else []
