@@ -199,10 +199,11 @@ class Compaction:
 
     def _collect(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> None:
         """Delete what was dropped long ago; note what a crash left without a manifest, so that its time begins."""
+        # Listed first: a listing takes its time, and what the leg commits meanwhile must not be taken for left behind.
+        listed = set(writer.visible("s/"))
         state = writer.reader.state
         if state is None:
             return
-        listed = set(writer.visible("s/"))
         stray = listed - set(state.segments) - set(state.dropped)
         if stray:
             commit([], sorted(stray))
