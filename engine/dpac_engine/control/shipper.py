@@ -735,9 +735,13 @@ class Shipper:
         aging_ns = self.group.aging_ns()
         if loop.time() < self._compact_at or writer is None or writer.state is None or aging_ns is None:
             return False
-        more = await self._thread.run(
-            self.compactor.step, writer, lambda add, drop: self._commit(add=add, drop=drop), aging_ns
-        )
+
+        def commit(add: Sequence[SegmentRef], drop: Sequence[str]) -> None:
+            if self._writer is not writer:  # what it decided by is older than what the target has
+                raise Temporary("The target was opened anew meanwhile. Wait.")
+            self._commit(add=add, drop=drop)
+
+        more = await self._thread.run(self.compactor.step, writer, commit, aging_ns)
         if not more:
             self._compact_at = loop.time() + COMPACT_EVERY_SECONDS
         return more
