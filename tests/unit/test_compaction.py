@@ -82,17 +82,18 @@ class Copy:
         )
 
     def write(self, data: bytes, *, tag: str = "", later: int = HOUR) -> None:
-        """One write, a trim of what an older one wrote, one checkpoint, one segment."""
+        """One write, a trim of what an older one wrote (no change at all if it is empty), one checkpoint, one segment."""
         self.clock.now += later
         self.sequence += 1
         begin, rows = self.lsn, SegmentWriter()
         if not begin:
             rows.add(Kind.RESIZE, 0, 1, 0, self.clock.now, 0, 1024, b"")
-        rows.add(Kind.WRITE, 0, 1, begin + 64, self.clock.now, self.sequence * 8 % 512, len(data), data)
-        self.device[self.sequence * 8 % 512 : self.sequence * 8 % 512 + len(data)] = data
-        trimmed = (self.sequence - 2) * 8 % 512
-        rows.add(Kind.TRIM, 0, 1, begin + 512, self.clock.now, trimmed, 4, b"")
-        self.device[trimmed : trimmed + 4] = bytes(4)
+        if data:
+            rows.add(Kind.WRITE, 0, 1, begin + 64, self.clock.now, self.sequence * 8 % 512, len(data), data)
+            self.device[self.sequence * 8 % 512 : self.sequence * 8 % 512 + len(data)] = data
+            trimmed = (self.sequence - 2) * 8 % 512
+            rows.add(Kind.TRIM, 0, 1, begin + 512, self.clock.now, trimmed, 4, b"")
+            self.device[trimmed : trimmed + 4] = bytes(4)
         body = MarkBody(self.sequence, 1, {"1": CutBody("exact")}, tags=[tag] if tag else [])
         mark = Mark(1, begin + 1024, self.clock.now, body)
         rows.add(Kind.MARK, 0, 0, mark.lsn, mark.stamp_ns, 0, 0, body.encode())
@@ -142,6 +143,18 @@ def test_by_age_the_newest_the_tagged_and_those_of_the_calendar_stay() -> None:
         copy.write(bytes([number]) * 20)
     copy.compact(JournalSpec(history=Duration.parse("10h")), RetentionSpec(daily=1, tagged=Duration.parse("30d")))
     assert {119, 40} <= set(copy.check())
+
+
+def test_checkpoints_between_which_nothing_changed_stay_as_promised() -> None:
+    """A layer that holds nothing but a checkpoint is folded with the one before, and the checkpoint stays."""
+    copy = Copy()
+    copy.write(b"before")
+    for number in range(2, 13):
+        copy.write(b"")
+        copy.compact(JournalSpec(history=Duration.parse("2h")), RetentionSpec(hourly=3))
+        assert set(range(max(1, number - 5), number + 1)) <= set(copy.check())  # two hours, and three behind them
+    copy.write(b"after")
+    assert copy.check()[-1] == 13
 
 
 def test_by_size_the_newest_stay_and_the_rest_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,9 +224,9 @@ class Merging:
         for piece in work:
             if not piece.is_rewritten:
                 yield from self._write_piece(over, piece, layers)
-        if over:
-            over.close(*marks)
         rewritten = [piece for piece in work if piece.is_rewritten]
+        if over or not rewritten:  # layers without a change, too, have a checkpoint to keep
+            over.close(*marks)
         for piece in rewritten:
             yield from self._write_piece(base, piece, layers)
             # A segment of the base tells of no stripe that stays.
