@@ -206,6 +206,24 @@ def test_what_a_crash_left_without_a_manifest_is_collected() -> None:
     copy.check()
 
 
+def test_what_is_committed_while_the_target_is_listed_is_not_taken_for_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A listing takes its time; a segment that came meanwhile stays."""
+    copy = Copy()
+    copy.write(b"before")
+    visible = copy.writer.visible
+
+    def slow(prefix: str) -> list[str]:
+        if copy.sequence == 1:
+            copy.write(b"meanwhile")
+        return list(visible(prefix))
+
+    monkeypatch.setattr(copy.writer, "visible", slow)
+    copy.compact(JournalSpec(), RetentionSpec())
+    assert copy.check() == [1, 2]
+
+
 def test_manifests_that_nobody_needs_go() -> None:
     """Two complete ones stay, with all after the older of them; a reader that was away meanwhile catches up."""
     copy = Copy()

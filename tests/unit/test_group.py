@@ -8,7 +8,7 @@ import os
 import random
 import re
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from dpac_engine.control import spool_quota as quota_module
 from dpac_engine.control.assignment import MemberAssignment, WorkerAssignment
 from dpac_engine.control.compaction import Compaction
 from dpac_engine.control.group import Group, GroupDeps
+from dpac_engine.control.merging import Commit
+from dpac_engine.control.shipper import Shipper
 from dpac_engine.control.worker_api import HoldChange, WorkerRewind
 from dpac_engine.core import sealing
 from dpac_engine.core.checkpoints import Mark
@@ -305,6 +307,47 @@ def test_a_first_copy_waits_for_no_clock(tmp_path: Path, monkeypatch: pytest.Mon
         await protected(group)
         site.image()
 
+    run(tmp_path, story)
+
+
+def test_compaction_drops_nothing_once_its_target_was_opened_anew(tmp_path: Path) -> None:
+    """What it decided by is older than what the target has by then: its commit is refused, and all of it stays."""
+
+    class Overtaken:
+        """Decides, and the target is opened anew before it commits."""
+
+        immutable_until_ns = None
+        damaged: Mapping[str, str] = {}
+        refused: Temporary | None = None
+
+        def step(self, writer: RepositoryWriter, commit: Commit, now_ns: int) -> bool:
+            leg._writer, known = (
+                RepositoryWriter(site_target, UID, KEY_ID, b"", lambda _: KEY, SystemClock()),
+                leg._writer,
+            )
+            try:
+                commit([], [ref.name for ref in writer.reader.refs()])
+            except Temporary as error:
+                self.refused = error
+            finally:
+                leg._writer = known
+            return False
+
+    async def story(site: Site) -> None:
+        nonlocal leg, site_target
+        site_target = site.targets["copies"]
+        group = site.group()
+        await group.start()
+        await protected(group)
+        leg = group.legs["copies"]
+        leg.compactor = compactor = Overtaken()
+        leg._compact_at = 0.0
+        leg.hurry()
+        await until(lambda: compactor.refused)
+        assert site.disk_at() == bytes(DISK_BYTES)
+
+    leg: Shipper
+    site_target: Target
     run(tmp_path, story)
 
 
