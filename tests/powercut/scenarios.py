@@ -493,6 +493,24 @@ def _check_escrow_key(root: Path, said: Said) -> None:
     assert PrivateKey.read(root / "private.key").public == said["public"]
 
 
+def _kit_written(root: Path, say: Say) -> None:
+    from dpac_api.models import FilesystemTargetSpec
+    from dpac_engine.control.preseed_kit import PreseedKit
+
+    target = FilesystemTargetSpec(path="/copies")
+    kit = PreseedKit(
+        target="copies", target_spec=target, shards=[], sizes_bytes={}, wrapped_key="00", plain_key=KEK.hex()
+    )
+    kit.write(root / "shop.kit")
+    say(key=kit.plain_key)
+
+
+def _check_kit(root: Path, said: Said) -> None:
+    from dpac_engine.control.preseed_kit import read_kit
+
+    assert read_kit(root / "shop.kit").plain_key == said["key"]
+
+
 def _escrow_confirmed(root: Path, say: Say) -> None:
     from dpac_engine.io.keys import fingerprint
 
@@ -974,6 +992,7 @@ SCENARIOS = {
     "a data key": Scenario((_kek, _key_made), _check_key),
     "an escrow copy": Scenario((_kek, _escrowed), _check_escrow),
     "an escrow key": Scenario((_escrow_key_made,), _check_escrow_key),
+    "a kit for pre-seeding": Scenario((_kit_written,), _check_kit),
     "a confirmed escrow": Scenario((_kek, _escrow_confirmed), _check_confirmed),
     "an answered request": Scenario((_request_answered,), _check_answered),
     "where REST listens": Scenario((_listening,), _check_listening),

@@ -17,6 +17,7 @@ PROOFS = {
     f"{_CONTROL}.mounts:Mounts._look_up:make_folder": "a mount",
     f"{_CONTROL}.mounts:Mounts._record:replace_file": "a mount",
     f"{_CONTROL}.mounts:Mounts._open_members:make_folder": "a FLUSH of a mount",
+    f"{_CONTROL}.preseed_kit:PreseedKit.write:write_new_file": "a kit for pre-seeding",
     f"{_CONTROL}.reconciler:Reconciler._write_assignment:make_folder": "an assignment",
     f"{_CONTROL}.reconciler:Reconciler._write_assignment:replace_file": "an assignment",
     f"{_CONTROL}.restore:Restore._begin:make_folder": "a restore under way",

@@ -243,7 +243,7 @@ def test_every_request_is_answered_once(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(7200)
 def test_every_request_is_answered_once_for_long(tmp_path: Path, seed: int) -> None:
     """A long storm of random requests."""
     _storm(tmp_path, seed, 1_000_000)
