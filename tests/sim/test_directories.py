@@ -15,7 +15,7 @@ import pytest
 from dpac_engine.io.members import capture
 from tests.simulation import stage, trees
 from tests.simulation.directories import Directories
-from tests.simulation.kinds import play
+from tests.simulation.kinds import assert_noticed, play
 
 HISTORIES = 40
 ONCE_FAILED = [
@@ -84,10 +84,4 @@ def test_a_broken_capture_is_found(defects: stage.Defects, monkeypatch: pytest.M
     """Histories that a sound engine passes find each mutation within WITHIN seeds."""
     mutate, first = MUTATIONS[name]
     mutate(monkeypatch)
-    for seed in range(first, first + WITHIN):
-        try:
-            _played(seed, defects)
-        except AssertionError as error:
-            print(f"{name}: seed {seed}: {str(error).splitlines()[1]}")
-            return
-    pytest.fail(f"{WITHIN} histories did not notice {name}")
+    assert_noticed(name, range(first, first + WITHIN), defects, "directories")

@@ -13,7 +13,7 @@ import pytest
 from dpac_engine.control import gate, rewind, shipper
 from dpac_engine.io.members import volume_file
 from tests.simulation import stage
-from tests.simulation.kinds import play
+from tests.simulation.kinds import assert_noticed, play
 from tests.simulation.operations import Operations
 
 HISTORIES = 30
@@ -80,10 +80,4 @@ def test_a_broken_operation_is_found(defects: stage.Defects, monkeypatch: pytest
     """Histories that a sound engine passes find each mutation within WITHIN seeds."""
     mutate, kind = MUTATIONS[name]
     mutate(monkeypatch)
-    for seed in range(WITHIN):
-        try:
-            play(seed, defects, kind)
-        except AssertionError as error:
-            print(f"{name}: seed {seed}: {str(error).splitlines()[1]}")
-            return
-    pytest.fail(f"{WITHIN} histories did not notice {name}")
+    assert_noticed(name, range(WITHIN), defects, kind)

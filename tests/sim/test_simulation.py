@@ -27,7 +27,7 @@ from tests.sim.test_volume_crash import make_impatient
 from tests.simulation import host, oracle, stage
 from tests.simulation.campaign import campaign
 from tests.simulation.history import replay_command
-from tests.simulation.kinds import play
+from tests.simulation.kinds import assert_noticed, play
 
 ROOT = Path(__file__).parents[2]
 HISTORIES = 200
@@ -214,10 +214,4 @@ def test_a_broken_engine_is_found(defects: stage.Defects, monkeypatch: pytest.Mo
     """Histories that a sound engine passes find each mutation within WITHIN seeds."""
     mutate, first = MUTATIONS[name]
     mutate(monkeypatch)
-    for seed in range(first, first + WITHIN):
-        try:
-            play(seed, defects)
-        except AssertionError as error:
-            print(f"{name}: seed {seed}: {str(error).splitlines()[1]}")
-            return
-    pytest.fail(f"{WITHIN} histories did not notice {name}")
+    assert_noticed(name, range(first, first + WITHIN), defects)

@@ -45,3 +45,14 @@ def play(seed: int, defects: stage.Defects, kind: str = "faults") -> History:
         told = "\n".join(history.world.trace[-TOLD:])
         raise AssertionError(f"{replay_command(kind, seed)}\n{error!r}\n{told}") from error
     return history
+
+
+def assert_noticed(defect: str, seeds: range, defects: stage.Defects, kind: str = "faults") -> None:
+    """One of these histories breaks a promise: the engine was broken on purpose, by `defect`."""
+    for seed in seeds:
+        try:
+            play(seed, defects, kind)
+        except AssertionError as error:
+            print(f"{defect}: seed {seed}: {str(error).splitlines()[1]}")
+            return
+    raise AssertionError(f"{len(seeds)} histories did not notice {defect}")
